@@ -1,0 +1,6 @@
+"""ZeroFL (Qiu et al., ICLR 2022): federated learning with sparse local training and sparse uplinks."""
+
+from zerofl.layers import SparseConv2d, SparseLinear, realised_sparsity, sparsify_
+
+__all__ = ["SparseConv2d", "SparseLinear", "realised_sparsity", "sparsify_"]
+__version__ = "0.1.0"

@@ -1,0 +1,90 @@
+"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the step the server takes with it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zerofl.uplink import Sparse, State, Update
+
+
+class Average:
+    """A running sum of n_k * update_k; `of` ends it as sum (n_k / n) update_k, n being the samples that were added.
+
+    Sums are float64 and in the order of the calls, which makes them reproducible, and safe from overflow for any
+    finite float32 values. Memory: the sums and one update at a time, whatever the number of clients.
+    """
+
+    def __init__(self, received: State) -> None:
+        self._received = received
+        self._sums = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in received.items()}
+        self._examples = 0
+
+    def add(self, update: Update, num_examples: int) -> None:
+        """Add the update of a client that trained on `num_examples` samples."""
+        self._examples += num_examples
+        for name, tensor in update.tensors.items():
+            total = self._sums[name]
+            if isinstance(tensor, Sparse):
+                total.view(-1)[tensor.positions] += tensor.values.double() * num_examples
+            else:
+                total.add_(tensor, alpha=num_examples)
+
+    def of(self, adds: bool) -> State:
+        """The averaged model: entries nobody sent are zero, or with `adds` unchanged. Integer counters are rounded."""
+        averaged: State = {}
+        for name, received in self._received.items():
+            mean = self._sums.pop(name).div_(self._examples)
+            if not received.is_floating_point():
+                averaged[name] = mean.round_().to(received.dtype)
+            else:
+                averaged[name] = (mean.add_(received) if adds else mean).to(received.dtype)
+        return averaged
+
+
+class ServerOptimizer(NamedTuple):
+    """How the server moves from its state to the next one, as two pure functions.
+
+    `init(state)` gives the optimiser's own state; `step(state, averaged, optimizer_state)` gives the next model and
+    optimiser state.
+    """
+
+    init: Callable[[State], State]
+    step: Callable[[State, State, State], tuple[State, State]]
+
+
+def fedavg() -> ServerOptimizer:
+    """FedAvg (McMahan et al., 2017): the average is the next model."""
+    return ServerOptimizer(init=lambda state: {}, step=lambda state, averaged, optimizer_state: (averaged, {}))
+
+
+def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau: float) -> ServerOptimizer:
+    """FedAdam (Reddi et al., 2021, Algorithm 2), with the average's change d as the pseudo-gradient, for `parameters`:
+
+    m = beta_1 m + (1 - beta_1) d;   v = beta_2 v + (1 - beta_2) d^2;   w = w + lr m / (sqrt(v) + tau),   m_0 = v_0 = 0.
+
+    `parameters` names the trained tensors. Every other one, BatchNorm's running statistics and integer counters, takes
+    its averaged value: "optimising" a variance can make it negative.
+    """
+
+    def init(state: State) -> State:
+        moments = {f"m.{name}": torch.zeros_like(state[name]) for name in parameters}
+        return moments | {f"v.{name}": torch.zeros_like(state[name]) for name in parameters}
+
+    def step(state: State, averaged: State, optimizer_state: State) -> tuple[State, State]:
+        new_state, moments = dict(averaged), {}
+        for name in parameters:
+            change = averaged[name] - state[name]
+            m = beta_1 * optimizer_state[f"m.{name}"] + (1 - beta_1) * change
+            v = beta_2 * optimizer_state[f"v.{name}"] + (1 - beta_2) * change**2
+            new_state[name] = state[name] + lr * m / (v.sqrt() + tau)
+            moments |= {f"m.{name}": m, f"v.{name}": v}
+        return new_state, moments
+
+    return ServerOptimizer(init, step)
+
+
+def nonzero_ratio(tensor: Tensor) -> float:
+    """Non-zero entries over all entries: Figure 2's measure of how far the clients' masks overlap."""
+    return tensor.count_nonzero().item() / tensor.numel()

@@ -1,0 +1,124 @@
+"""The command line: `zerofl run`."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from zerofl import __version__
+from zerofl.data import DatasetError, load_dataset
+from zerofl.experiment import Experiment, ExperimentError, find_experiments, parse_setting, read_experiments
+from zerofl.progress import RunProgress, summary_table
+from zerofl.results import ResultsError, is_finished, open_run, read_summary
+
+INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 1 a run failed, 2 it could not be started."""
+    options = _parser().parse_args(arguments)
+    console, errors = Console(), Console(stderr=True, soft_wrap=True)
+    try:
+        status: int = options.command(options, console, errors)
+    except (ExperimentError, DatasetError, ResultsError, OSError) as error:
+        errors.print(f"zerofl: {error}", markup=False, highlight=False)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zerofl", description="Federated learning with sparse training and uplinks.")
+    parser.add_argument("--version", action="version", version=f"zerofl {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True)
+    run = commands.add_parser(
+        "run",
+        help="run the experiments of a file or preset",
+        description="Run the experiments of a TOML file or preset, one after another. Finished ones are skipped with --resume.",
+    )
+    run.add_argument("experiments", metavar="FILE_OR_PRESET", help="a TOML file, or a preset's name, for example demo")
+    run.add_argument("--only", metavar="RUN", action="append", help="only this run of the file (repeatable)")
+    run.add_argument(
+        "--set",
+        metavar="key=value",
+        action="append",
+        default=[],
+        dest="settings",
+        help="set a key of every run, for example --set rounds=5 (repeatable)",
+    )
+    run.add_argument("--root", metavar="DIR", help="where the data set lies; the same as --set root=DIR")
+    run.add_argument("--out", metavar="DIR", type=Path, help="where results go (default: runs/<file name>)")
+    run.add_argument("--resume", action="store_true", help="go on with what is in the results folder")
+    run.add_argument(
+        "--engine", choices=("in-process", "ray"), default="in-process", help="what carries the messages (default: %(default)s)"
+    )
+    run.set_defaults(command=_run)
+    return parser
+
+
+def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    settings = dict(parse_setting(setting) for setting in options.settings)
+    if options.root is not None:
+        settings["root"] = options.root
+    experiments = read_experiments(options.experiments, settings)
+    for name in options.only or []:
+        if name not in experiments:
+            raise ExperimentError(f"--only {name}: no such run; the runs are {', '.join(experiments)}")
+    chosen = [experiments[name] for name in options.only or experiments]
+    out: Path = options.out or Path("runs") / find_experiments(options.experiments).stem
+    # Before anything is computed: is every data set there, and every folder free or resumable?
+    for dataset, root in dict.fromkeys((experiment.dataset, experiment.root) for experiment in chosen):
+        load_dataset(dataset, root)
+    opened = [open_run(out / experiment.name, experiment, options.resume) for experiment in chosen]
+
+    # Only now, because importing Flower takes seconds.
+    from zerofl.flower.client_app import app as client_app
+    from zerofl.flower.engines import ENGINES
+    from zerofl.flower.server_app import RoundError, server_app
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    failed = []
+    for experiment, checkpoint in opened:
+        directory = out / experiment.name
+        if is_finished(directory):
+            console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
+            continue
+        done = checkpoint.round if checkpoint else 0
+        try:
+            with RunProgress(console, experiment.name, done, experiment.rounds) as progress:
+                app = server_app(experiment, directory, checkpoint, progress)
+                ENGINES[options.engine](app, client_app, experiment.clients, experiment.threads)
+        except KeyboardInterrupt:
+            errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
+            return INTERRUPTED
+        except (RoundError, RuntimeError) as error:
+            errors.print(f"zerofl: {experiment.name}: {error}", markup=False, highlight=False)
+            failed.append(experiment)
+    finished = [read_summary(out / e.name) for e in chosen if is_finished(out / e.name)]
+    if finished:
+        console.print(summary_table(finished))
+        console.print(f"results in {out}/", highlight=False)
+    if failed:
+        names = ", ".join(experiment.name for experiment in failed)
+        errors.print(f"zerofl: failed: {names}; try again with: {_resume_command(options)}", markup=False, highlight=False)
+    return 1 if failed else 0
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _resume_command(options: argparse.Namespace) -> str:
+    words = ["zerofl run", options.experiments]
+    words += [f"--only {name}" for name in options.only or []]
+    words += [f"--set {setting}" for setting in options.settings]
+    words += [f"--root {options.root}"] if options.root is not None else []
+    words += [f"--out {options.out}"] if options.out else []
+    words += [f"--engine {options.engine}"] if options.engine != "in-process" else []
+    return " ".join([*words, "--resume"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

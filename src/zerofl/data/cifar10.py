@@ -1,0 +1,164 @@
+"""CIFAR-10 from a local folder or archive: the original python or binary batches, or class folders of images."""
+
+import io
+import pickle
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from zerofl.data.dataset import Dataset, DatasetError, Split
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+TRAIN_BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
+TEST_BATCHES = ["test_batch"]
+ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
+FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin", "cifar10")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+Files = dict[PurePosixPath, Callable[[], bytes]]
+"""The files of a folder or archive, by path, each with what reads it."""
+
+
+def load_cifar10(root: str) -> Dataset:
+    """50,000 training and 10,000 test images [3, 32, 32], 10 classes.
+
+    `root` is the folder that holds `data_batch_1` (or `data_batch_1.bin`, or `train/` and `test/` with a folder of images for
+    each class), or a folder or archive that holds that. The data set itself decides how many images there are.
+
+    Raises:
+        DatasetError: nothing of this kind is there, or what is there is damaged.
+    """
+    source = Path(root).expanduser()
+    try:
+        files = _files(source)
+        return Dataset(
+            _read_split(files, source, TRAIN_BATCHES, "train"),
+            _read_split(files, source, TEST_BATCHES, "test"),
+            classes=len(CLASSES),
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2470, 0.2435, 0.2616),
+        )
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DatasetError(f"cifar10: {source} cannot be read, it may be truncated: {error}") from error
+
+
+def _read_split(files: Files, source: Path, batches: list[str], folder: str) -> Split:
+    by_name = {path.name: (path, read) for path, read in files.items()}
+    for suffix, parse in (("", _parse_python_batch), (".bin", _parse_binary_batch)):
+        if batches[0] + suffix in by_name:
+            missing = [name for name in batches if name + suffix not in by_name]
+            if missing:
+                raise DatasetError(f"cifar10: {source} lacks {', '.join(n + suffix for n in missing)}")
+            found = [by_name[name + suffix] for name in batches]
+            parsed = [parse(read(), f"{source}: {path}") for path, read in found]
+            images, labels = (np.concatenate(arrays) for arrays in zip(*parsed, strict=True))
+            return Split(torch.from_numpy(images).view(-1, 3, 32, 32), torch.from_numpy(labels))
+    # Class folders: .../train/airplane/anything.png
+    by_class = {
+        label: sorted(p for p in files if p.parts[-3:-1] == (folder, name) and p.suffix.lower() in IMAGE_SUFFIXES)
+        for label, name in enumerate(CLASSES)
+    }
+    if not any(by_class.values()):
+        raise DatasetError(_not_found(source))
+    empty = [CLASSES[label] for label, paths in by_class.items() if not paths]
+    if empty:
+        raise DatasetError(f"cifar10: {source} has no images in {folder}/ for the classes {', '.join(empty)}")
+    decoded = [_decode_image(files[path](), f"{source}: {path}") for paths in by_class.values() for path in paths]
+    labels = np.repeat(np.arange(len(CLASSES)), [len(paths) for paths in by_class.values()])
+    return Split(torch.from_numpy(np.stack(decoded)), torch.from_numpy(labels))
+
+
+def _files(source: Path) -> Files:
+    """Every file that may matter below the folder, or in the archive, `source`."""
+    if source.is_dir():
+        archives = [source / name for name in ARCHIVES if (source / name).is_file()]
+        folders = [source / name for name in FOLDERS if (source / name).is_dir()]
+        patterns = ("data_batch_*", "test_batch*", "train/*/*", "test/*/*")
+        paths: Iterable[Path] = (p for folder in folders for pattern in patterns for p in folder.glob(pattern))
+        files = {PurePosixPath(p.relative_to(source).as_posix()): p.read_bytes for p in paths if p.is_file()}
+        return files if files or not archives else _files(archives[0])
+    if not source.is_file():
+        raise DatasetError(_not_found(source))
+    if zipfile.is_zipfile(source):
+        archive = zipfile.ZipFile(source)
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        return {PurePosixPath(name): lambda name=name: archive.read(name) for name in names}  # type: ignore[misc]
+    if not tarfile.is_tarfile(source):
+        raise DatasetError(f"cifar10: {source} is neither a folder nor a tar or zip archive")
+    with tarfile.open(source) as tar:
+        # In one pass, since a compressed tar can only be read from its start.
+        contents = {PurePosixPath(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
+    return {path: lambda data=data: data for path, data in contents.items()}  # type: ignore[misc]
+
+
+def _not_found(source: Path) -> str:
+    return (
+        f"cifar10: found neither data_batch_1, nor data_batch_1.bin, nor train/airplane/ in {source.absolute()} or its folders "
+        f"{', '.join(name for name in FOLDERS if name)}. Get cifar-10-python.tar.gz from "
+        "https://www.cs.toronto.edu/~kriz/cifar.html and give the folder or the archive itself with --root"
+    )
+
+
+def _parse_binary_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Records of 1 label and 3,072 pixels -> images uint8 [N, 3072], labels int64 [N]."""
+    if not data or len(data) % 3073:
+        raise DatasetError(f"cifar10: {where} has {len(data)} bytes, expected a multiple of 3073; it may be truncated")
+    records = np.frombuffer(data, np.uint8).reshape(-1, 3073)
+    return _checked(records[:, 1:].copy(), records[:, 0].astype(np.int64), where)
+
+
+def _parse_python_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """A pickled dict with b"data" uint8 [N, 3072] and b"labels" -> images uint8 [N, 3072], labels int64 [N]."""
+    try:
+        batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
+        images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], np.int64)
+    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise DatasetError(f"cifar10: {where} is not a CIFAR-10 python batch, or is truncated: {error}") from error
+    return _checked(images, labels, where)
+
+
+class _BatchUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain containers only: a pickle from elsewhere must not run code."""
+
+    ALLOWED = {
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a batch does not need")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+    if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072 or len(images) != len(labels):
+        raise DatasetError(
+            f"cifar10: {where} has data {images.dtype} {images.shape} and {len(labels)} labels, expected uint8 (N, 3072) and N"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
+        raise DatasetError(f"cifar10: {where} has labels {labels.min()} to {labels.max()}, expected 0 to 9")
+    return images, labels
+
+
+def _decode_image(data: bytes, where: str) -> np.ndarray:
+    """An image file -> uint8 [3, 32, 32]."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise DatasetError("cifar10: class folders of images need Pillow: pip install 'zerofl[images]'") from error
+    try:
+        image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise DatasetError(f"cifar10: {where} is not an image, or is truncated: {error}") from error
+    if image.shape != (32, 32, 3):
+        raise DatasetError(f"cifar10: {where} is {image.shape[1]}x{image.shape[0]}, expected 32x32")
+    return image.transpose(2, 0, 1).copy()

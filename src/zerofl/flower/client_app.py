@@ -1,0 +1,119 @@
+"""The client: receive the model, train it with SWAT on its own data, send a sparse part back (Algorithm 1)."""
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from zerofl.data import Dataset, load_dataset
+from zerofl.data.partition import lda_partition, validation_split
+from zerofl.experiment import Experiment
+from zerofl.flower.messages import PARTITION_ID, read_instruction, train_reply
+from zerofl.layers import realised_sparsity, sparse_layers
+from zerofl.train import empty_model, evaluate, train
+from zerofl.uplink import make_update
+from zerofl.wire import decode_state, encode, schema_of
+
+CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's error code for it
+_log = logging.getLogger(__name__)
+
+Handler = Callable[[Message, Context], Message]
+
+app = ClientApp()
+
+
+def _failures_as_replies(handler: Handler) -> Handler:
+    """Answer an exception with an error that reads the same on every engine (Ray's own carries process numbers)."""
+
+    @functools.wraps(handler)
+    def handle(message: Message, context: Context) -> Message:
+        try:
+            return handler(message, context)
+        except Exception as error:
+            _log.debug("client %s failed", context.node_config.get(PARTITION_ID), exc_info=True)
+            reason = f"{type(error).__name__}: {error}"
+            return Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    return handle
+
+
+@app.query()
+def _query(message: Message, context: Context) -> Message:
+    """Which partition this node holds; the server samples partitions, because node ids are random."""
+    return Message(RecordDict({"node": MetricRecord({PARTITION_ID: _client(context)})}), reply_to=message)
+
+
+@app.train()
+@_failures_as_replies
+def _train(message: Message, context: Context) -> Message:
+    payload, experiment, round = read_instruction(message)
+    client = _client(context)
+    torch.set_num_threads(experiment.threads)
+    dataset, (training, _) = _client_data(experiment, client)
+    model = empty_model(experiment, dataset)
+    schema = schema_of(model.state_dict())
+    received = decode_state(payload, schema)
+    model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
+
+    started = time.perf_counter()
+    split = dataset.train.take(training)
+    train_loss = train(model, split, dataset, experiment, round=round, client=client)
+    train_seconds = time.perf_counter() - started
+
+    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    sparse = {f"{name}.weight": layer.weight.numel() for name, layer in sparse_layers(model)}
+    update = make_update(
+        experiment.uplink, received, trained, sparse, experiment.sparsity, experiment.mask_ratio
+    )
+    metrics: dict[str, int | float] = {
+        "num-examples": len(training),
+        "train_loss": train_loss,
+        "train_seconds": train_seconds,
+    }
+    if sparse:
+        realised = realised_sparsity(model)
+        metrics["realised_sparsity"] = sum(
+            realised[name] * layer.weight.numel() for name, layer in sparse_layers(model)
+        ) / sum(sparse.values())
+    return Message(train_reply(encode(update, schema), metrics), reply_to=message)
+
+
+@app.evaluate()
+@_failures_as_replies
+def _evaluate(message: Message, context: Context) -> Message:
+    payload, experiment, _ = read_instruction(message)
+    torch.set_num_threads(experiment.threads)
+    dataset, (_, validation) = _client_data(experiment, _client(context))
+    if not len(validation):
+        raise ValueError("it has no validation samples; raise validation_fraction, or set validate_every = 0")
+    model = empty_model(experiment, dataset)
+    model.load_state_dict(decode_state(payload, schema_of(model.state_dict())), assign=True)
+    loss, accuracy = evaluate(model, dataset.train.take(validation), dataset)
+    metrics = MetricRecord({"num-examples": len(validation), "loss": loss, "accuracy": accuracy})
+    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _client(context: Context) -> int:
+    client = context.node_config.get(PARTITION_ID)
+    if not isinstance(client, int):
+        raise ValueError(f"the node's config has {PARTITION_ID} = {client!r}, expected the number of its client")
+    return client
+
+
+def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """The data set, and the client's training and validation indices into its training part."""
+    e = experiment
+    dataset = load_dataset(e.dataset, e.root)
+    mine = _partition(e.dataset, e.root, e.clients, e.alpha, e.seed)[client]
+    return dataset, validation_split(mine, e.validation_fraction, e.seed, client)
+
+
+@lru_cache(maxsize=4)
+def _partition(dataset: str, root: str, clients: int, alpha: float, seed: int) -> list[Tensor]:
+    return lda_partition(load_dataset(dataset, root).train.labels, clients, alpha, seed)

@@ -1,0 +1,77 @@
+"""How a payload, an experiment and a client's figures lie in a Flower message."""
+
+import dataclasses
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from zerofl.experiment import Experiment, make_experiment
+
+# A serialisation type of our own: Flower chunks it like any array, and its stock strategies refuse it loudly instead of
+# averaging the bytes.
+PAYLOAD_STYPE = "zerofl.payload"
+PARTITION_ID = "partition-id"  # Flower's own key of a simulated node's config
+
+
+def instruction(payload: bytes, experiment: Experiment, round: int) -> RecordDict:
+    """What the server sends a client to train or to evaluate: the model, the experiment and the round."""
+    return RecordDict(
+        {
+            "model": _payload_record(payload),
+            "experiment": ConfigRecord(dataclasses.asdict(experiment)),
+            "round": ConfigRecord({"round": round}),
+        }
+    )
+
+
+def read_instruction(message: Message) -> tuple[bytes, Experiment, int]:
+    """The payload, the experiment and the round of an instruction."""
+    experiment = make_experiment(dict(message.content.config_records["experiment"]))
+    round = message.content.config_records["round"]["round"]
+    assert isinstance(round, int)
+    return _payload(message.content.array_records["model"]), experiment, round
+
+
+def train_reply(payload: bytes, metrics: dict[str, int | float]) -> RecordDict:
+    """What a client answers after training: its update and its figures."""
+    return RecordDict({"update": _payload_record(payload), "metrics": MetricRecord(dict(metrics))})
+
+
+def read_payload(message: Message) -> bytes:
+    """The payload of a reply.
+
+    Raises:
+        ValueError: the reply does not hold exactly one payload.
+    """
+    records = list(message.content.array_records.values())
+    if len(records) != 1:
+        raise ValueError(f"the reply holds {len(records)} array records, expected one with the payload")
+    return _payload(records[0])
+
+
+def read_metrics(message: Message) -> dict[str, float]:
+    """The scalar figures of a reply, with `num-examples`, a whole number from 1 to 2^32 - 1.
+
+    Raises:
+        ValueError: the reply does not hold exactly one record of figures, or no such number of examples.
+    """
+    records = list(message.content.metric_records.values())
+    if len(records) != 1:
+        raise ValueError(f"the reply holds {len(records)} metric records, expected one")
+    metrics = {key: value for key, value in records[0].items() if isinstance(value, (int, float))}
+    examples = metrics.get("num-examples")
+    if not isinstance(examples, int) or not 1 <= examples < 2**32:
+        raise ValueError(f"num-examples is {examples!r}, expected a whole number from 1 to 2^32 - 1")
+    return metrics
+
+
+def _payload_record(payload: bytes) -> ArrayRecord:
+    array = Array(dtype="uint8", shape=(len(payload),), stype=PAYLOAD_STYPE, data=payload)
+    return ArrayRecord({"payload": array})
+
+
+def _payload(record: ArrayRecord) -> bytes:
+    arrays = list(record.values())
+    if len(arrays) != 1 or arrays[0].stype != PAYLOAD_STYPE:
+        stypes = [array.stype for array in arrays]
+        raise ValueError(f"the array record holds {stypes}, expected one array of type {PAYLOAD_STYPE!r}")
+    return arrays[0].data

@@ -1,0 +1,223 @@
+"""The server: the rounds of Algorithm 1 over a Flower grid, recorded and resumable.
+
+It does not use Flower's stock strategies: those draw cohorts from the global random state, sum replies in order of
+arrival, turn integer counters into floats, let FedAdam optimise BatchNorm's statistics, and cannot resume.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from zerofl.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
+from zerofl.data import Dataset, load_dataset
+from zerofl.experiment import Experiment
+from zerofl.flower.messages import PARTITION_ID, instruction, read_metrics, read_payload
+from zerofl.layers import sparse_layers
+from zerofl.results import Checkpoint, finish_run, finite_or_none, save_round
+from zerofl.rng import cohort
+from zerofl.train import empty_model, evaluate, initial_model, learning_rate
+from zerofl.uplink import UPLINKS, State
+from zerofl.wire import Schema, decode, encode_state, schema_of
+
+Record = dict[str, Any]
+OnRound = Callable[[Record], None]
+
+
+class RoundError(Exception):
+    """A round that cannot be completed; what was computed before it is in the run's folder."""
+
+
+def server_app(
+    experiment: Experiment, directory: Path, checkpoint: Checkpoint | None, on_round: OnRound
+) -> ServerApp:
+    """The ServerApp that runs `experiment` into `directory`, on from `checkpoint`, and reports each round's record."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        serve(grid, experiment, directory, checkpoint, on_round)
+
+    return app
+
+
+def serve(
+    grid: Grid, experiment: Experiment, directory: Path, checkpoint: Checkpoint | None, on_round: OnRound
+) -> None:
+    """Run the rounds after the checkpoint's, or all of them, and finish the run's folder.
+
+    Raises:
+        RoundError: too few nodes for the experiment, or too few usable updates in a round.
+        DatasetError: the data set is not there.
+    """
+    torch.set_num_threads(experiment.threads)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    model = empty_model(experiment, dataset)
+    schema = schema_of(model.state_dict())
+    optimizer = _server_optimizer(experiment, [name for name, _ in model.named_parameters()])
+    if checkpoint is None:
+        initial = initial_model(experiment, dataset).state_dict()
+        state = {name: tensor.detach() for name, tensor in initial.items()}
+        optimizer_state, done = optimizer.init(state), 0
+    else:
+        state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
+        optimizer_state, done = checkpoint.optimizer_state, checkpoint.round
+    nodes = _nodes_by_client(grid, experiment)
+
+    for round in range(done + 1, experiment.rounds + 1):
+        started = time.perf_counter()
+        payload = encode_state(state, schema)
+        clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
+        content = instruction(payload, experiment, round)
+        replies, failures = _exchange(grid, MessageType.TRAIN, content, nodes, clients, round, experiment)
+
+        average = Average(state)
+        adds = UPLINKS[experiment.uplink].adds
+        client_records: list[Record] = []
+        uplink_bytes = 0
+        for client, reply in replies:
+            try:
+                update_payload = read_payload(reply)
+                uplink_bytes += len(update_payload)
+                metrics = read_metrics(reply)
+                update = decode(update_payload, schema)
+                if update.adds != adds:
+                    raise ValueError(f"the update {'adds' if update.adds else 'replaces'}, {experiment.uplink} does not")
+            except ValueError as error:
+                failures[client] = f"{type(error).__name__}: {error}"
+                continue
+            average.add(update, int(metrics["num-examples"]))
+            client_records.append(_client_record(round, client, metrics, len(update_payload)))
+        if len(client_records) < experiment.min_replies:
+            raise RoundError(_too_few(round, len(client_records), experiment, failures))
+
+        state, optimizer_state = optimizer.step(state, average.of(adds), optimizer_state)
+        downlinks = len(clients)
+        record: Record = {
+            "round": round,
+            "lr": learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
+            "clients": clients,
+            "failures": [{"client": client, "cause": cause} for client, cause in sorted(failures.items())],
+            "train_loss": _mean(client_records, "train_loss"),
+        }
+        last = round == experiment.rounds
+        if last or round % experiment.evaluate_every == 0:
+            record |= _test(model, state, dataset)
+        if experiment.validate_every and (last or round % experiment.validate_every == 0):
+            record |= _validate(grid, state, schema, nodes, clients, round, experiment)
+            downlinks += len(clients)
+        record |= {
+            "uplink_bytes": uplink_bytes,
+            "downlink_bytes": downlinks * len(payload),
+            "nonzero_ratio": {name: nonzero_ratio(state[f"{name}.weight"]) for name, _ in sparse_layers(model)},
+            "seconds": time.perf_counter() - started,
+        }
+        save_round(directory, record, client_records, Checkpoint(round, state, optimizer_state))
+        on_round(record)
+    finish_run(directory, state, schema.dense_bytes)
+
+
+def _server_optimizer(experiment: Experiment, parameters: list[str]) -> ServerOptimizer:
+    if experiment.server_optimizer == "fedavg":
+        return fedavg()
+    return fedadam(
+        parameters, experiment.server_lr, experiment.server_beta_1, experiment.server_beta_2, experiment.server_tau
+    )
+
+
+def _nodes_by_client(grid: Grid, experiment: Experiment) -> dict[int, int]:
+    """The node id of every client. Node ids are random; the partitions the nodes hold are not."""
+    messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in grid.get_node_ids()]
+    replies = grid.send_and_receive(messages, timeout=experiment.reply_timeout_seconds)
+    nodes: dict[int, int] = {}
+    for reply in replies:
+        if reply.has_content():
+            client = reply.content.metric_records["node"][PARTITION_ID]
+            assert isinstance(client, int)
+            nodes[client] = reply.metadata.src_node_id
+    missing = set(range(experiment.clients)) - nodes.keys()
+    if missing:
+        raise RoundError(
+            f"the experiment has {experiment.clients} clients, but no node holds the partitions {_shortened(missing)}"
+        )
+    return nodes
+
+
+def _exchange(
+    grid: Grid,
+    message_type: str,
+    content: RecordDict,
+    nodes: dict[int, int],
+    clients: list[int],
+    round: int,
+    experiment: Experiment,
+) -> tuple[list[tuple[int, Message]], dict[int, str]]:
+    """Send `content` to the clients; returns their replies in client order, and why the others gave none."""
+    client_of = {nodes[client]: client for client in clients}
+    messages = [Message(content, nodes[client], message_type, group_id=str(round)) for client in clients]
+    timeout = experiment.reply_timeout_seconds
+    failures = {client: f"no reply within {timeout:g} s" for client in clients}
+    replies: dict[int, Message] = {}
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        client = client_of[reply.metadata.src_node_id]
+        if reply.has_error():
+            failures[client] = reply.error.reason or f"error {reply.error.code}"
+        else:
+            failures.pop(client, None)
+            replies[client] = reply
+    return sorted(replies.items()), failures
+
+
+def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
+    model.load_state_dict(state, assign=True)
+    loss, accuracy = evaluate(model, dataset.test, dataset)
+    return {"test_loss": finite_or_none(loss), "test_accuracy": accuracy}
+
+
+def _validate(
+    grid: Grid,
+    state: State,
+    schema: Schema,
+    nodes: dict[int, int],
+    clients: list[int],
+    round: int,
+    experiment: Experiment,
+) -> Record:
+    """The new model's accuracy on the validation samples of the round's clients, weighted by their number."""
+    content = instruction(encode_state(state, schema), experiment, round)
+    replies, failures = _exchange(grid, MessageType.EVALUATE, content, nodes, clients, round, experiment)
+    records = [{"client": client, **read_metrics(reply)} for client, reply in replies]
+    if not records:
+        causes = "; ".join(f"client {client}: {cause}" for client, cause in failures.items())
+        raise RoundError(f"round {round}: no client could validate the model. {causes}")
+    return {"validation_accuracy": _mean(records, "accuracy")}
+
+
+def _client_record(round: int, client: int, metrics: dict[str, float], uplink_bytes: int) -> Record:
+    record: Record = {"round": round, "client": client, "uplink_bytes": uplink_bytes}
+    return record | {key: finite_or_none(value) for key, value in metrics.items()}
+
+
+def _mean(records: Iterable[Record], key: str) -> float | None:
+    """The mean of a figure over clients, weighted by their number of samples; None if any of them has none."""
+    values = [(record.get(key), record["num-examples"]) for record in records]
+    if any(value is None for value, _ in values):
+        return None
+    return float(sum(value * examples for value, examples in values) / sum(examples for _, examples in values))
+
+
+def _too_few(round: int, good: int, experiment: Experiment, failures: dict[int, str]) -> str:
+    causes = "; ".join(f"client {client}: {cause}" for client, cause in sorted(failures.items()))
+    return (
+        f"round {round}: {good} of {experiment.clients_per_round} clients sent a usable update, min_replies = "
+        f"{experiment.min_replies} are needed. {causes}"
+    )
+
+
+def _shortened(numbers: set[int]) -> str:
+    first = ", ".join(str(number) for number in sorted(numbers)[:5])
+    return f"{first} and {len(numbers) - 5} more" if len(numbers) > 5 else first

@@ -1,0 +1,206 @@
+"""Sparse layers, and `sparsify_`, which turns a dense model's layers into them in place."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zerofl import swat
+from zerofl.topk import active, count_top_k, top_k_threshold
+
+
+class _TopK:
+    """What a sparse layer adds to its dense one: plain attributes, so that the state_dict keys stay the dense model's."""
+
+    weight: nn.Parameter
+    training: bool
+    sparsity: float
+    activation_sparsity: float
+    topk_period: int
+    training_steps: int
+    weight_threshold: Tensor | None
+    activation_threshold: Tensor | None
+
+    def _thresholds(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """This call's thresholds for the weight and, where a weight gradient may be asked for, the input.
+
+        The input's K counts the whole batch tensor. In training both are taken anew every `topk_period` steps and
+        reused in between; outside training they are always fresh.
+        """
+        with_grad = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.training and with_grad:
+            fresh = self.weight_threshold is None or self.training_steps % self.topk_period == 0
+            self.training_steps += 1
+            if not fresh:
+                return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
+        weight_threshold = top_k_threshold(self.weight, count_top_k(self.weight.numel(), self.sparsity))
+        activation_threshold = None
+        if with_grad:
+            activation_threshold = top_k_threshold(input, count_top_k(input.numel(), self.activation_sparsity))
+            if self.training:
+                self.weight_threshold, self.activation_threshold = weight_threshold, activation_threshold
+        return weight_threshold, activation_threshold
+
+    def _sparsity_repr(self) -> str:
+        return (
+            f", sparsity={self.sparsity}, activation_sparsity={self.activation_sparsity}, topk_period={self.topk_period}"
+        )
+
+
+class SparseConv2d(_TopK, nn.Conv2d):
+    """`nn.Conv2d` trained with SWAT: the paper's layer l (§3.1). Made by `sparsify_`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W']."""
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        weight_threshold, activation_threshold = self._thresholds(input)
+        padding = self.padding
+        if self.padding_mode != "zeros" or isinstance(padding, str):
+            # As nn.Conv2d does, which keeps this list for F.pad; "same" and "valid" become explicit borders.
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        return swat.Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
+            input,
+            self.weight,
+            self.bias,
+            weight_threshold,
+            activation_threshold,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+        )
+
+    def extra_repr(self) -> str:
+        """The dense layer's, and the sparsity."""
+        return super().extra_repr() + self._sparsity_repr()
+
+
+class SparseLinear(_TopK, nn.Linear):
+    """`nn.Linear` trained with SWAT. Made by `sparsify_`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Input [..., I] -> output [..., O]."""
+        return swat.Linear.apply(  # type: ignore[no-any-return,no-untyped-call]
+            input, self.weight, self.bias, *self._thresholds(input)
+        )
+
+    def extra_repr(self) -> str:
+        """The dense layer's, and the sparsity."""
+        return super().extra_repr() + self._sparsity_repr()
+
+
+# By exact type: a subclass of nn.Conv2d has a forward of its own that must not be lost.
+_SPARSE_CLASS: dict[type[nn.Module], type[SparseConv2d] | type[SparseLinear]] = {
+    nn.Conv2d: SparseConv2d,
+    nn.Linear: SparseLinear,
+    SparseConv2d: SparseConv2d,
+    SparseLinear: SparseLinear,
+}
+
+
+def sparsify_(
+    model: nn.Module,
+    sparsity: float = 0.95,
+    *,
+    activation_sparsity: float | None = None,
+    layers: Iterable[str] | None = None,
+    topk_period: int = 1,
+) -> list[str]:
+    """Make layers of `model` train and evaluate with their top-k weights (SWAT, §3.1), in place.
+
+    The parameters, their `state_dict` keys, hooks and devices stay; an optimiser made before still holds. Calling it
+    again changes the settings. With sparsity 0 the results are the dense model's.
+
+    Args:
+        model: any module with `nn.Conv2d` or `nn.Linear` layers.
+        sparsity: fraction of each layer's weights that is zero in a forward pass, in [0, 1).
+        activation_sparsity: the same of the layer's input in the weight gradient; `sparsity` unless given.
+        layers: qualified names of the layers to swap. Default: `model.sparse_layers` where the model names them (those
+            of `zerofl.models` name the paper's), else every convolution with a kernel above 1x1 and every linear,
+            except the first convolution and the last linear.
+        topk_period: training steps between two computations of the thresholds. Above 1 the sparsity drifts in
+            between: see `realised_sparsity`.
+
+    Returns:
+        The names of the swapped layers, in the model's order.
+
+    Raises:
+        ValueError: a sparsity or period out of range, a name that is not a convolution or linear of the model, or no
+            layer to swap.
+    """
+    activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
+    for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
+    if topk_period < 1:
+        raise ValueError(f"topk_period = {topk_period}: expected a number of training steps, 1 or more")
+    if isinstance(layers, str):
+        raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
+
+    modules = dict(model.named_modules())
+    names = list(_default_layers(model) if layers is None else layers)
+    for name in names:
+        if name not in modules:
+            candidates = [n for n, m in modules.items() if type(m) in _SPARSE_CLASS]
+            raise ValueError(f"layer {name!r} is not in the model; its convolutions and linears are {candidates}")
+        if type(modules[name]) not in _SPARSE_CLASS:
+            raise ValueError(
+                f"layer {name!r} is a {type(modules[name]).__name__}; only nn.Conv2d and nn.Linear themselves can be "
+                "made sparse (a subclass has a forward of its own)"
+            )
+    if not names:
+        raise ValueError("no layer to make sparse: name them with layers=[...]")
+
+    names = [name for name in modules if name in set(names)]
+    for name in names:
+        layer = modules[name]
+        # Re-classing in place, as torch.nn.utils.parametrize does, keeps the module's identity: hooks, parameters held
+        # by an optimiser and modules used in two places all stay as they were.
+        layer.__class__ = _SPARSE_CLASS[type(layer)]
+        assert isinstance(layer, _TopK)
+        layer.sparsity, layer.activation_sparsity, layer.topk_period = sparsity, activation_sparsity, topk_period
+        layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
+    _disable_fused_transformer_paths(model)
+    return names
+
+
+def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv2d | SparseLinear]]:
+    """The sparse layers of a model with their names, in the model's order."""
+    for name, module in model.named_modules():
+        if isinstance(module, (SparseConv2d, SparseLinear)):
+            yield name, module
+
+
+def realised_sparsity(model: nn.Module) -> dict[str, float]:
+    """The fraction of each sparse layer's weights that the threshold last used in training would zero now.
+
+    It differs from the sparsity asked for by what the weights moved since the threshold was taken: by one step with
+    `topk_period=1`, by up to that many otherwise. Layers that have not been trained yet are left out.
+    """
+    return {
+        name: 1 - active(layer.weight.detach(), layer.weight_threshold).float().mean().item()
+        for name, layer in sparse_layers(model)
+        if layer.weight_threshold is not None
+    }
+
+
+def _default_layers(model: nn.Module) -> list[str]:
+    named = getattr(model, "sparse_layers", None)
+    if named is not None:
+        return list(named)
+    candidates = {name: module for name, module in model.named_modules() if type(module) in _SPARSE_CLASS}
+    convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d)]
+    linears = [name for name, module in candidates.items() if isinstance(module, nn.Linear)]
+    dense = {*convolutions[:1], *linears[-1:]}
+    dense |= {name for name in convolutions if tuple(candidates[name].kernel_size) == (1, 1)}  # type: ignore[arg-type]
+    return [name for name in candidates if name not in dense]
+
+
+def _disable_fused_transformer_paths(model: nn.Module) -> None:
+    """Keep evaluation sparse where PyTorch would read `linear1.weight` itself and never call the sparse layer."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(sparse_layers(module)):
+            module.activation_relu_or_gelu = 0  # the documented reason for which it takes the ordinary path

@@ -1,0 +1,225 @@
+"""A run's folder: what it did so far, written so that a kill at any moment loses at most the round in progress.
+
+    experiment.toml         the experiment, every value settled
+    rounds.jsonl            a line for each round
+    clients.jsonl           a line for each usable update
+    checkpoint.safetensors  the state after the last whole round; gone once the run is finished
+    model.safetensors       the final model
+    summary.json            the figures of the whole run; it exists exactly when the run is finished
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import tomllib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import tomli_w
+import torch
+from safetensors import safe_open
+
+from zerofl.experiment import Experiment, differing_keys, make_experiment
+from zerofl.uplink import State
+
+EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, MODEL, SUMMARY = (
+    "experiment.toml",
+    "rounds.jsonl",
+    "clients.jsonl",
+    "checkpoint.safetensors",
+    "model.safetensors",
+    "summary.json",
+)
+
+
+class ResultsError(Exception):
+    """A run's folder that cannot be started, resumed or read; the message says what to do."""
+
+
+class Checkpoint(NamedTuple):
+    """The whole state of a run after `round`: all randomness is a function of the seed and the round."""
+
+    round: int
+    state: State
+    optimizer_state: State
+
+
+def open_run(directory: Path, experiment: Experiment, resume: bool) -> tuple[Experiment, Checkpoint | None]:
+    """Start a run's folder, or take up the one that is there; returns the experiment to run and where to go on.
+
+    Raises:
+        ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment.
+        OSError: the folder cannot be written; nothing was computed yet.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / EXPERIMENT).exists():
+        if not resume:
+            raise ResultsError(
+                f"{directory} holds a run already: go on with it with --resume, write elsewhere with --out, or remove it"
+            )
+        stored = read_experiment(directory)
+        if experiment.threads == 0:
+            experiment = dataclasses.replace(experiment, threads=stored.threads)
+        if differences := differing_keys(stored, experiment):
+            raise ResultsError(
+                f"{directory} holds a run with other settings, theirs and the new: {'; '.join(differences)}. "
+                "Write elsewhere with --out, or give the same settings"
+            )
+    else:
+        if experiment.threads == 0:
+            experiment = dataclasses.replace(experiment, threads=torch.get_num_threads())
+        write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
+    checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
+    if not is_finished(directory):
+        for file in (ROUNDS, CLIENTS):
+            _drop_rounds_after(directory / file, checkpoint.round if checkpoint else 0)
+    return experiment, checkpoint
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the run in this folder has ended."""
+    return (directory / SUMMARY).exists()
+
+
+def read_experiment(directory: Path) -> Experiment:
+    """The experiment of the run in this folder."""
+    return make_experiment(tomllib.loads((directory / EXPERIMENT).read_text(encoding="utf-8")))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """The summary of a finished run."""
+    summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+    return summary
+
+
+def save_round(
+    directory: Path, record: Mapping[str, Any], clients: list[dict[str, Any]], checkpoint: Checkpoint
+) -> None:
+    """Record a whole round. The lines go first: without its checkpoint a line is dropped and made again on resuming."""
+    _append_lines(directory / ROUNDS, [record])
+    _append_lines(directory / CLIENTS, clients)
+    save_checkpoint(directory / CHECKPOINT, checkpoint)
+
+
+def finish_run(directory: Path, state: State, full_model_bytes: int) -> dict[str, Any]:
+    """Write the final model and the summary, which marks the run as finished; returns the summary."""
+    write_atomically(directory / MODEL, safetensors.torch.save(state))
+    summary = summarize(directory, full_model_bytes)
+    write_atomically(directory / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
+    (directory / CHECKPOINT).unlink(missing_ok=True)
+    return summary
+
+
+def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
+    """The figures of a whole run, from its folder.
+
+    `savings` is the paper's measure with measured bytes: what the same updates would take with the full model sent,
+    over what was sent.
+    """
+    experiment = read_experiment(directory)
+    rounds, clients = read_lines(directory / ROUNDS), read_lines(directory / CLIENTS)
+    evaluated = [record for record in rounds if record.get("test_accuracy") is not None]
+    best = max(evaluated, key=lambda record: record["test_accuracy"], default={})
+    last = rounds[-1]
+    return {
+        "name": experiment.name,
+        "rounds": last["round"],
+        "test_accuracy": last.get("test_accuracy"),
+        "test_loss": last.get("test_loss"),
+        "validation_accuracy": last.get("validation_accuracy"),
+        "best_test_accuracy": best.get("test_accuracy"),
+        "best_round": best.get("round"),
+        "uplink_bytes": sum(record["uplink_bytes"] for record in rounds),
+        "downlink_bytes": sum(record["downlink_bytes"] for record in rounds),
+        "updates": len(clients),
+        "full_model_bytes": full_model_bytes,
+        "savings": full_model_bytes * len(clients) / sum(client["uplink_bytes"] for client in clients),
+        "failures": sum(len(record["failures"]) for record in rounds),
+        "seconds": sum(record["seconds"] for record in rounds),
+        "train_seconds": sum(client["train_seconds"] for client in clients),
+        "threads": experiment.threads,
+        "machine": _machine(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("zerofl", "torch", "flwr", "numpy")},
+        },
+    }
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in place of the one before, atomically."""
+    tensors = {f"state/{name}": tensor for name, tensor in checkpoint.state.items()}
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer_state.items()}
+    write_atomically(path, safetensors.torch.save(tensors, {"round": str(checkpoint.round)}))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; its tensors come in the file's order, not the model's."""
+    parts: dict[str, State] = {"state": {}, "optimizer": {}}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            part, _, name = key.partition("/")
+            parts[part][name] = file.get_tensor(key)
+        return Checkpoint(int(file.metadata()["round"]), parts["state"], parts["optimizer"])
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that after a kill or a power cut it is either as it was before, or whole."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value, or None where JSON has no number for it (NaN, infinity)."""
+    return value if math.isfinite(value) else None
+
+
+def _append_lines(path: Path, records: list[dict[str, Any]] | list[Mapping[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _drop_rounds_after(path: Path, round: int) -> None:
+    """Take out the lines of rounds that have no checkpoint, a half-written last line among them."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if json.loads(line)["round"] <= round:
+                kept.append(line)
+        except json.JSONDecodeError:
+            break
+    write_atomically(path, b"".join(kept))
+
+
+def _machine() -> str:
+    """The processor and the number of cores, to read figures by."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass  # not Linux: the platform's own name stands
+    return f"{name}, {os.cpu_count()} cores"

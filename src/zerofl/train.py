@@ -1,0 +1,97 @@
+"""Local training on a client (Algorithm 1, "TrainLocally") and evaluation."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zerofl.data import Dataset, Split
+from zerofl.data.augment import crop_and_flip
+from zerofl.experiment import Experiment
+from zerofl.layers import sparsify_
+from zerofl.models import build_model, initialize_
+from zerofl.rng import rng
+
+
+def learning_rate(start: float, end: float, round: int, rounds: int) -> float:
+    """The rate of round 1..T: start * exp(t / T * log(end / start)), t = round - 1 as in Algorithm 1 (§4.1).
+
+    The paper prints log(start / end), with which the rate would grow.
+    """
+    return start * math.exp((round - 1) / rounds * math.log(end / start))
+
+
+def train(
+    model: nn.Module, split: Split, dataset: Dataset, experiment: Experiment, *, round: int, client: int
+) -> float:
+    """Train `model` in place on a client's split with SGD, on the model's device; returns the mean loss of a sample.
+
+    The order of samples and the augmentation are functions of (seed, round, client).
+    """
+    device = next(model.parameters()).device
+    order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
+        momentum=experiment.momentum,
+        weight_decay=experiment.weight_decay,
+    )
+    total_loss = torch.zeros((), device=device)
+    model.train()
+    for _ in range(experiment.epochs):
+        order = torch.from_numpy(order_rng.permutation(len(split.labels)))
+        for batch in order.split(experiment.batch_size):
+            images = split.images[batch]
+            if experiment.augment:
+                images = crop_and_flip(images, augment_rng)
+            loss = F.cross_entropy(model(dataset.normalized(images.to(device))), split.labels[batch].to(device))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total_loss += loss.detach() * len(batch)
+    return total_loss.item() / (experiment.epochs * len(split.labels))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, dataset: Dataset, batch_size: int = 500) -> tuple[float, float]:
+    """The mean loss and the accuracy, in [0, 1], of `model` on a split, with its top-k weights (§4.3)."""
+    device = next(model.parameters()).device
+    model.eval()
+    loss, correct = 0.0, 0
+    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+        logits, target = model(dataset.normalized(images.to(device))), labels.to(device)
+        loss += F.cross_entropy(logits, target, reduction="sum").item()
+        correct += int((logits.argmax(1) == target).sum())
+    return loss / len(split.labels), correct / len(split.labels)
+
+
+def initial_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    """The dense model the server starts from, a function of the seed alone; the global random state stays as it was."""
+    seed = int(rng(experiment.seed, 0, 0, "initialization").integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _model(experiment, dataset)
+    initialize_(model, experiment.initialization, experiment.sparsity, seed)
+    return model
+
+
+def empty_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    """The model, made sparse, without storage (on the meta device): give it a state with `load_state_dict(assign=True)`.
+
+    A new one for every client costs nothing, and no threshold or counter of a client reaches the next.
+    """
+    with torch.device("meta"):
+        model = _model(experiment, dataset)
+    if experiment.sparsity > 0 or experiment.activation_sparsity:
+        sparsify_(
+            model,
+            experiment.sparsity,
+            activation_sparsity=experiment.activation_sparsity,
+            topk_period=experiment.topk_period,
+        )
+    return model
+
+
+def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    return build_model(experiment.model, dataset.classes, dataset.train.images.shape[1], experiment.width)
