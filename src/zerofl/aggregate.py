@@ -1,4 +1,4 @@
-"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the step the server takes with it."""
+"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the server's step with it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -73,7 +73,7 @@ def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau:
         return moments | {f"v.{name}": torch.zeros_like(state[name]) for name in parameters}
 
     def step(state: State, averaged: State, optimizer_state: State) -> tuple[State, State]:
-        new_state, moments = dict(averaged), {}
+        new_state, moments = dict(averaged), State()
         for name in parameters:
             change = averaged[name] - state[name]
             m = beta_1 * optimizer_state[f"m.{name}"] + (1 - beta_1) * change

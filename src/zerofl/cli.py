@@ -10,7 +10,7 @@ from rich.console import Console
 
 from zerofl import __version__
 from zerofl.data import DatasetError, load_dataset
-from zerofl.experiment import Experiment, ExperimentError, find_experiments, parse_setting, read_experiments
+from zerofl.experiment import ExperimentError, find_experiments, parse_setting, read_experiments
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import ResultsError, is_finished, open_run, read_summary
 
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="run the experiments of a file or preset",
-        description="Run the experiments of a TOML file or preset, one after another. Finished ones are skipped with --resume.",
+        description="Run the experiments of a TOML file or preset, one after another; --resume skips finished ones.",
     )
     run.add_argument("experiments", metavar="FILE_OR_PRESET", help="a TOML file, or a preset's name, for example demo")
     run.add_argument("--only", metavar="RUN", action="append", help="only this run of the file (repeatable)")
@@ -52,7 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", metavar="DIR", type=Path, help="where results go (default: runs/<file name>)")
     run.add_argument("--resume", action="store_true", help="go on with what is in the results folder")
     run.add_argument(
-        "--engine", choices=("in-process", "ray"), default="in-process", help="what carries the messages (default: %(default)s)"
+        "--engine",
+        choices=("in-process", "ray"),
+        default="in-process",
+        help="what carries the messages (default: %(default)s)",
     )
     run.set_defaults(command=_run)
     return parser
@@ -102,7 +105,9 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         console.print(f"results in {out}/", highlight=False)
     if failed:
         names = ", ".join(experiment.name for experiment in failed)
-        errors.print(f"zerofl: failed: {names}; try again with: {_resume_command(options)}", markup=False, highlight=False)
+        errors.print(
+            f"zerofl: failed: {names}; try again with: {_resume_command(options)}", markup=False, highlight=False
+        )
     return 1 if failed else 0
 
 

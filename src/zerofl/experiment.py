@@ -31,8 +31,8 @@ class Experiment:
     Data: `dataset` from the folder or archive `root`; dealt to `clients` by LDA with `alpha` (1 is the paper's non-IID,
     1000 its IID); `validation_fraction` of each client's samples is held out.
 
-    Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's own
-    default.
+    Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's
+    own default.
 
     SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
     training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds.
@@ -112,7 +112,9 @@ class Experiment:
         self._expect_choice("uplink", UPLINKS)
         self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ExperimentError(f"name = {self.name!r}: expected letters, digits, '.', '_' and '-': it names a folder")
+            raise ExperimentError(
+                f"name = {self.name!r}: expected letters, digits, '.', '_' and '-': it names a folder"
+            )
         for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
             self._expect(key, getattr(self, key) >= 1, "1 or more")
         for key in ("seed", "validate_every", "threads"):
@@ -127,7 +129,9 @@ class Experiment:
         self._expect("mask_ratio", 0 <= self.mask_ratio <= 1, "a fraction in [0, 1]")
         self._expect("clients_per_round", 1 <= self.clients_per_round <= self.clients, f"1 to clients = {self.clients}")
         self._expect(
-            "min_replies", 1 <= self.min_replies <= self.clients_per_round, f"1 to clients_per_round = {self.clients_per_round}"
+            "min_replies",
+            1 <= self.min_replies <= self.clients_per_round,
+            f"1 to clients_per_round = {self.clients_per_round}",
         )
 
     def _expect(self, key: str, ok: bool, expected: str) -> None:

@@ -11,9 +11,9 @@ from zerofl.topk import active, count_top_k, top_k_threshold
 
 
 class _TopK:
-    """What a sparse layer adds to its dense one: plain attributes, so that the state_dict keys stay the dense model's."""
+    """What a sparse layer adds to its dense one: plain attributes, so that the state_dict keys stay the same."""
 
-    weight: nn.Parameter
+    weight: Tensor
     training: bool
     sparsity: float
     activation_sparsity: float
@@ -44,7 +44,7 @@ class _TopK:
 
     def _sparsity_repr(self) -> str:
         return (
-            f", sparsity={self.sparsity}, activation_sparsity={self.activation_sparsity}, topk_period={self.topk_period}"
+            f"sparsity={self.sparsity}, activation_sparsity={self.activation_sparsity}, topk_period={self.topk_period}"
         )
 
 
@@ -75,7 +75,7 @@ class SparseConv2d(_TopK, nn.Conv2d):
 
     def extra_repr(self) -> str:
         """The dense layer's, and the sparsity."""
-        return super().extra_repr() + self._sparsity_repr()
+        return f"{super().extra_repr()}, {self._sparsity_repr()}"  # type: ignore[no-untyped-call]
 
 
 class SparseLinear(_TopK, nn.Linear):
@@ -89,7 +89,7 @@ class SparseLinear(_TopK, nn.Linear):
 
     def extra_repr(self) -> str:
         """The dense layer's, and the sparsity."""
-        return super().extra_repr() + self._sparsity_repr()
+        return f"{super().extra_repr()}, {self._sparsity_repr()}"
 
 
 # By exact type: a subclass of nn.Conv2d has a forward of its own that must not be lost.
@@ -195,7 +195,7 @@ def _default_layers(model: nn.Module) -> list[str]:
     convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d)]
     linears = [name for name, module in candidates.items() if isinstance(module, nn.Linear)]
     dense = {*convolutions[:1], *linears[-1:]}
-    dense |= {name for name in convolutions if tuple(candidates[name].kernel_size) == (1, 1)}  # type: ignore[arg-type]
+    dense |= {name for name in convolutions if tuple(candidates[name].kernel_size) == (1, 1)}
     return [name for name in candidates if name not in dense]
 
 

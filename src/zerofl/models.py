@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 for 32x32 images: a 3x3 stem without pooling. 11,173,962 parameters for 10 classes, 3 channels, width 64.
+    """ResNet-18 for 32x32 images: a 3x3 stem without pooling. 11,173,962 parameters for 10 classes at width 64.
 
     Sparse are the 16 3x3 convolutions after the stem; the stem, the 1x1 shortcuts, BatchNorm and `fc` stay dense.
     """

@@ -1,11 +1,11 @@
 """A run's folder: what it did so far, written so that a kill at any moment loses at most the round in progress.
 
-    experiment.toml         the experiment, every value settled
-    rounds.jsonl            a line for each round
-    clients.jsonl           a line for each usable update
-    checkpoint.safetensors  the state after the last whole round; gone once the run is finished
-    model.safetensors       the final model
-    summary.json            the figures of the whole run; it exists exactly when the run is finished
+experiment.toml         the experiment, every value settled
+rounds.jsonl            a line for each round
+clients.jsonl           a line for each usable update
+checkpoint.safetensors  the state after the last whole round; gone once the run is finished
+model.safetensors       the final model
+summary.json            the figures of the whole run; it exists exactly when the run is finished
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def open_run(directory: Path, experiment: Experiment, resume: bool) -> tuple[Exp
     if (directory / EXPERIMENT).exists():
         if not resume:
             raise ResultsError(
-                f"{directory} holds a run already: go on with it with --resume, write elsewhere with --out, or remove it"
+                f"{directory} holds a run already: go on with --resume, write elsewhere with --out, or remove it"
             )
         stored = read_experiment(directory)
         if experiment.threads == 0:

@@ -11,6 +11,6 @@ def rng(seed: int, round: int, client: int, purpose: str) -> np.random.Generator
 
 
 def cohort(seed: int, round: int, clients: int, clients_per_round: int) -> list[int]:
-    """The clients of a round, drawn without replacement (Algorithm 1: "randomly selects K devices"), in rising order."""
+    """A round's clients in rising order, drawn without replacement (Algorithm 1: "randomly selects K devices")."""
     chosen = rng(seed, round, 0, "cohort").choice(clients, clients_per_round, replace=False)
     return sorted(int(client) for client in chosen)

@@ -22,7 +22,7 @@ from zerofl.topk import keep_active
 
 
 class Conv2d(torch.autograd.Function):
-    """SWAT's 2-D convolution. input [N, C, H, W], weight [O, C / groups, kH, kW], bias [O] or None -> [N, O, H', W']."""
+    """SWAT's 2-D convolution: input [N, C, H, W], weight [O, C / groups, kH, kW], bias [O] -> output [N, O, H', W']."""
 
     @staticmethod
     def forward(
@@ -52,17 +52,21 @@ class Conv2d(torch.autograd.Function):
         # The casts only act under autocast, where grad_output is in the lower precision.
         if ctx.needs_input_grad[0]:
             weight_top_k = weight_top_k.to(grad_output.dtype)
-            grad_input = conv2d_input(ctx.input_shape, weight_top_k, grad_output, *ctx.geometry)
+            grad_input = conv2d_input(  # type: ignore[no-untyped-call]
+                ctx.input_shape, weight_top_k, grad_output, *ctx.geometry
+            )
         if ctx.needs_input_grad[1]:
             input_top_k = input_top_k.to(grad_output.dtype)
-            grad_weight = conv2d_weight(input_top_k, weight_top_k.shape, grad_output, *ctx.geometry)
+            grad_weight = conv2d_weight(  # type: ignore[no-untyped-call]
+                input_top_k, weight_top_k.shape, grad_output, *ctx.geometry
+            )
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum((0, 2, 3))
         return grad_input, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 class Linear(torch.autograd.Function):
-    """SWAT's linear layer. input [..., I], weight [O, I], bias [O] or None -> [..., O]."""
+    """SWAT's linear layer: input [..., I], weight [O, I], bias [O] or None -> [..., O]."""
 
     @staticmethod
     def forward(

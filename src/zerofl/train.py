@@ -41,7 +41,7 @@ def train(
     model.train()
     for _ in range(experiment.epochs):
         order = torch.from_numpy(order_rng.permutation(len(split.labels)))
-        for batch in order.split(experiment.batch_size):
+        for batch in torch.split(order, experiment.batch_size):
             images = split.images[batch]
             if experiment.augment:
                 images = crop_and_flip(images, augment_rng)
@@ -59,7 +59,7 @@ def evaluate(model: nn.Module, split: Split, dataset: Dataset, batch_size: int =
     device = next(model.parameters()).device
     model.eval()
     loss, correct = 0.0, 0
-    for images, labels in zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True):
+    for images, labels in zip(*(torch.split(t, batch_size) for t in (split.images, split.labels)), strict=True):
         logits, target = model(dataset.normalized(images.to(device))), labels.to(device)
         loss += F.cross_entropy(logits, target, reduction="sum").item()
         correct += int((logits.argmax(1) == target).sum())
@@ -77,7 +77,7 @@ def initial_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
 
 
 def empty_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
-    """The model, made sparse, without storage (on the meta device): give it a state with `load_state_dict(assign=True)`.
+    """The sparse model without storage (on the meta device): give it a state with `load_state_dict(..., assign=True)`.
 
     A new one for every client costs nothing, and no threshold or counter of a client reaches the next.
     """

@@ -19,7 +19,7 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ MAGIC = b"ZFL\x01"
 _HEADER = struct.Struct("<4sB8s")
 _COUNT = struct.Struct("<I")
 _DENSE, _CSR = 0, 1
-_NUMPY_DTYPE = {torch.float32: np.dtype("<f4"), torch.int64: np.dtype("<i8")}
+_NUMPY_DTYPE: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.int64: np.dtype("<i8")}
 
 
 class WireError(ValueError):
@@ -170,7 +170,7 @@ def _read_tensor(reader: _Reader, spec: TensorSpec) -> Tensor | Sparse:
         raise WireError(f"{what} claims {count} entries, it has only {shape.numel()}")
     positions = np.frombuffer(reader.take(4 * count, what), "<i4")
     values = np.frombuffer(reader.take(4 * count, what), "<f4")
-    if count and not (0 <= positions[0] and positions[-1] < shape.numel()):
+    if count and (positions[0] < 0 or positions[-1] >= shape.numel()):
         raise WireError(f"{what} has positions {positions[0]} to {positions[-1]}, expected 0 to {shape.numel() - 1}")
     if not (positions[1:] > positions[:-1]).all():
         raise WireError(f"{what} has positions that do not rise strictly")

@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ Files = dict[PurePosixPath, Callable[[], bytes]]
 def load_cifar10(root: str) -> Dataset:
     """50,000 training and 10,000 test images [3, 32, 32], 10 classes.
 
-    `root` is the folder that holds `data_batch_1` (or `data_batch_1.bin`, or `train/` and `test/` with a folder of images for
-    each class), or a folder or archive that holds that. The data set itself decides how many images there are.
+    `root` is the folder that holds `data_batch_1` (or `data_batch_1.bin`, or `train/` and `test/` with a folder of
+    images for each class), or a folder or archive that holds that.
 
     Raises:
         DatasetError: nothing of this kind is there, or what is there is damaged.
@@ -98,8 +98,8 @@ def _files(source: Path) -> Files:
 
 def _not_found(source: Path) -> str:
     return (
-        f"cifar10: found neither data_batch_1, nor data_batch_1.bin, nor train/airplane/ in {source.absolute()} or its folders "
-        f"{', '.join(name for name in FOLDERS if name)}. Get cifar-10-python.tar.gz from "
+        f"cifar10: found neither data_batch_1, nor data_batch_1.bin, nor train/airplane/ in {source.absolute()} or its "
+        f"folders {', '.join(name for name in FOLDERS if name)}. Get cifar-10-python.tar.gz from "
         "https://www.cs.toronto.edu/~kriz/cifar.html and give the folder or the archive itself with --root"
     )
 
@@ -125,7 +125,7 @@ def _parse_python_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray
 class _BatchUnpickler(pickle.Unpickler):
     """Reads numpy arrays and plain containers only: a pickle from elsewhere must not run code."""
 
-    ALLOWED = {
+    ALLOWED: ClassVar = {
         ("numpy.core.multiarray", "_reconstruct"),
         ("numpy._core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
@@ -142,7 +142,8 @@ class _BatchUnpickler(pickle.Unpickler):
 def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     if images.dtype != np.uint8 or images.ndim != 2 or images.shape[1] != 3072 or len(images) != len(labels):
         raise DatasetError(
-            f"cifar10: {where} has data {images.dtype} {images.shape} and {len(labels)} labels, expected uint8 (N, 3072) and N"
+            f"cifar10: {where} has data {images.dtype} {images.shape} and {len(labels)} labels, "
+            "expected uint8 (N, 3072) and N"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
         raise DatasetError(f"cifar10: {where} has labels {labels.min()} to {labels.max()}, expected 0 to 9")

@@ -1,4 +1,4 @@
-"""Which samples belong to which client (§4.1): latent Dirichlet allocation with equal sizes, and the validation part."""
+"""Which samples belong to which client (§4.1): latent Dirichlet allocation with equal sizes; the validation part."""
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ from zerofl.rng import rng
 def lda_partition(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     """Each client's sample indices, int64 and rising; every sample belongs to exactly one client (Hsu et al., 2019).
 
-    Each client draws one vector of class probabilities from Dirichlet(alpha) and then its samples one at a time, without
-    replacement; an exhausted class gets probability 0 and the rest is renormalised. Large alpha (1000) is IID, small
-    alpha is non-IID. Sizes differ by one at most, when the samples do not divide by the clients.
+    Each client draws one vector of class probabilities from Dirichlet(alpha) and then its samples one at a time,
+    without replacement; an exhausted class gets probability 0 and the rest is renormalised. Large alpha (1000) is IID,
+    small alpha is non-IID. Sizes differ by one at most, when the samples do not divide by the clients.
 
     Raises:
         ValueError: more clients than samples, or an alpha that is not positive.
@@ -49,7 +49,7 @@ def _cumulative(probabilities: np.ndarray, remaining: list[list[int]]) -> np.nda
         weights = left.astype(np.float64)
     if not weights.any():
         return weights
-    cumulative = weights.cumsum() / weights.sum()
+    cumulative: np.ndarray = weights.cumsum() / weights.sum()
     cumulative[np.flatnonzero(weights)[-1] :] = 1.0
     return cumulative
 

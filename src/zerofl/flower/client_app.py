@@ -68,9 +68,7 @@ def _train(message: Message, context: Context) -> Message:
 
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     sparse = {f"{name}.weight": layer.weight.numel() for name, layer in sparse_layers(model)}
-    update = make_update(
-        experiment.uplink, received, trained, sparse, experiment.sparsity, experiment.mask_ratio
-    )
+    update = make_update(experiment.uplink, received, trained, sparse, experiment.sparsity, experiment.mask_ratio)
     metrics: dict[str, int | float] = {
         "num-examples": len(training),
         "train_loss": train_loss,

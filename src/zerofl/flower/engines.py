@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from itertools import count
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
@@ -75,14 +75,12 @@ class InProcessGrid(Grid):
     def _answer(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
-            config = {PARTITION_ID: node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
+            config: UserConfig = {PARTITION_ID: node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
             self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), {})
         try:
             return self._client_app(message, self._contexts[node_id])
         except Exception as error:  # as every engine of Flower does: a client's failure is an answer
-            return Message(
-                Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message
-            )
+            return Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
 def run_in_process(server_app: ServerApp, client_app: ClientApp, clients: int, threads: int) -> None:

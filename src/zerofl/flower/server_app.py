@@ -32,9 +32,7 @@ class RoundError(Exception):
     """A round that cannot be completed; what was computed before it is in the run's folder."""
 
 
-def server_app(
-    experiment: Experiment, directory: Path, checkpoint: Checkpoint | None, on_round: OnRound
-) -> ServerApp:
+def server_app(experiment: Experiment, directory: Path, checkpoint: Checkpoint | None, on_round: OnRound) -> ServerApp:
     """The ServerApp that runs `experiment` into `directory`, on from `checkpoint`, and reports each round's record."""
     app = ServerApp()
 
@@ -86,7 +84,9 @@ def serve(
                 metrics = read_metrics(reply)
                 update = decode(update_payload, schema)
                 if update.adds != adds:
-                    raise ValueError(f"the update {'adds' if update.adds else 'replaces'}, {experiment.uplink} does not")
+                    raise ValueError(
+                        f"the update {'adds' if update.adds else 'replaces'}, {experiment.uplink} does not"
+                    )
             except ValueError as error:
                 failures[client] = f"{type(error).__name__}: {error}"
                 continue
@@ -160,7 +160,7 @@ def _exchange(
     client_of = {nodes[client]: client for client in clients}
     messages = [Message(content, nodes[client], message_type, group_id=str(round)) for client in clients]
     timeout = experiment.reply_timeout_seconds
-    failures = {client: f"no reply within {timeout:g} s" for client in clients}
+    failures = dict.fromkeys(clients, f"no reply within {timeout:g} s")
     replies: dict[int, Message] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
         client = client_of[reply.metadata.src_node_id]
