@@ -1,0 +1,100 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zerofl.cli import main
+from zerofl.results import read_lines
+
+
+@pytest.fixture
+def file(cifar_root: Path, tmp_path: Path) -> str:
+    path = tmp_path / "pair.toml"
+    path.write_text(f"""
+[base]
+root = "{cifar_root}"
+clients = 4
+clients_per_round = 2
+width = 4
+rounds = 2
+threads = 1
+[[run]]
+name = "full"
+uplink = "full"
+[[run]]
+name = "sparse"
+uplink = "top_k_weights"
+""")
+    return str(path)
+
+
+def test_a_file_runs_whole_and_prints_plain_lines_and_a_table(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", file, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "full  round 1/2  accuracy" in printed
+    assert "sparse  round 2/2  accuracy" in printed
+    assert "left" in printed
+    table = printed[printed.index("savings") :]
+    assert "1.0x" in table
+    assert "\x1b" not in printed
+
+
+def test_finished_runs_are_skipped_on_resume_and_kept_otherwise(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", file, "--only", "sparse", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert not (tmp_path / "out" / "full").exists()
+    before = (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text()
+    assert main(arguments) == 2
+    assert "holds a run already: go on with --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert "sparse: finished before" in capsys.readouterr().out
+    assert (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text() == before
+
+
+def test_the_default_folder_is_runs_and_the_files_name(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", file, "--only", "full", "--set", "rounds=1"]) == 0
+    assert len(read_lines(tmp_path / "runs" / "pair" / "full" / "rounds.jsonl")) == 1
+
+
+def test_a_failed_run_lets_the_others_go_on(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        Path(file)
+        .read_text()
+        .replace('uplink = "full"', 'uplink = "full"\nvalidation_fraction = 0.0\nvalidate_every = 1')
+    )
+    Path(file).write_text(text)
+    assert main(["run", file, "--out", str(tmp_path / "out")]) == 1
+    captured = capsys.readouterr()
+    assert "zerofl: full: round 1: no client could validate the model" in captured.err
+    assert f"failed: full; try again with: zerofl run {file} --out {tmp_path / 'out'} --resume" in captured.err
+    assert (tmp_path / "out" / "sparse" / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "nope"], "--only nope: no such run; the runs are full, sparse"),
+        (["--set", "sparsty=0.9"], "unknown key 'sparsty'; did you mean sparsity?"),
+        (["--set", "sparsity=2"], "sparsity = 2.0: expected a fraction in [0, 1)"),
+        (["--root", "/nowhere/at/all"], "found neither data_batch_1, nor data_batch_1.bin"),
+    ],
+)
+def test_what_cannot_be_started_says_why_and_leaves_nothing(
+    arguments: list[str], message: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", file, "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_importing_zerofl_does_not_import_flower() -> None:
+    code = "import sys, zerofl; sys.exit(any(name.split('.')[0] in ('flwr', 'ray') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

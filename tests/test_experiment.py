@@ -1,0 +1,139 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from zerofl.experiment import Experiment, ExperimentError, make_experiment, parse_setting, read_experiments
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.toml"))
+
+FILE = """
+[base]
+clients = 20
+clients_per_round = 5
+lr_start = 1
+
+[[run]]
+name = "a"
+
+[[run]]
+name = "b"
+uplink = "full"
+clients = 30
+"""
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_base_run_and_settings_override_each_other_in_turn(tmp_path: Path) -> None:
+    experiments = read_experiments(write(tmp_path, FILE), {"rounds": 3})
+    assert list(experiments) == ["a", "b"]
+    assert (experiments["a"].clients, experiments["b"].clients) == (20, 30)
+    assert (experiments["a"].uplink, experiments["b"].uplink) == ("top_k_weights", "full")
+    assert experiments["a"].rounds == 3
+    assert experiments["a"].lr_start == 1.0
+    assert isinstance(experiments["a"].lr_start, float)
+
+
+def test_defaults_that_depend_on_others_are_settled() -> None:
+    assert Experiment(sparsity=0.9).activation_sparsity == 0.9
+    assert Experiment(model="leaf_cnn").initialization == "sparse_he"
+    assert Experiment(model="resnet18").initialization == "pytorch"
+    assert Experiment(model="leaf_cnn", initialization="he").initialization == "he"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_opens_with_its_command(preset: str) -> None:
+    assert read_experiments(preset)
+    text = (Path(__file__).parent.parent / "experiments" / f"{preset}.toml").read_text()
+    assert f"zerofl run {preset}" in text[: text.index("[base]")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[base]\nrounds = 3", r"has no run; add \[\[run\]\]"),
+        ("[[run]]\nrounds = 3", r"\[\[run\]\] number 1: has no name"),
+        ('[[run]]\nname = "a"\n[[run]]\nname = "a"', r"\[\[run\]\] a: the name stands twice"),
+        (
+            '[[run]]\nname = "a"\nround = 3',
+            r"\[\[run\]\] a: unknown key 'round'; did you mean rounds\? The valid keys are n",
+        ),
+        ('[[run]]\nname = "a"\nxyz = 3', r"unknown key 'xyz' The valid keys are name, seed, dataset"),
+        ('[[run]]\nname = "a"\nrounds = "3"', r"rounds = '3': expected int, got str"),
+        ('[[run]]\nname = "a"\nrounds = true', r"rounds = True: expected int, got bool"),
+        ('[[run]]\nname = "a"\nsparsity = "high"', r"sparsity = 'high': expected float, got str"),
+        ('[other]\n[[run]]\nname = "a"', r"expected \[base\] and \[\[run\]\] only, found other"),
+        ("[base", r"not valid TOML"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        read_experiments(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dataset": "svhn"}, "dataset = 'svhn': expected one of cifar10, mnist5k"),
+        ({"model": "vgg"}, "model = 'vgg': expected one of leaf_cnn, resnet18"),
+        ({"uplink": "topk"}, "uplink = 'topk': expected one of diff_on_top_k_weights, full, top_k_weights, top_k_"),
+        ({"server_optimizer": "sgd"}, "server_optimizer = 'sgd': expected one of fedadam, fedavg"),
+        ({"initialization": "zero"}, "initialization = 'zero': expected one of he, pytorch, sparse_he"),
+        ({"name": "../a"}, r"name = '\.\./a': expected letters"),
+        ({"rounds": 0}, "rounds = 0: expected 1 or more"),
+        ({"seed": -1}, "seed = -1: expected 0 or more"),
+        ({"sparsity": 1.0}, r"sparsity = 1.0: expected a fraction in \[0, 1\)"),
+        ({"mask_ratio": 1.5}, r"mask_ratio = 1.5"),
+        ({"lr_end": 0.0}, "lr_end = 0.0: expected a positive number"),
+        ({"lr_start": float("nan")}, "lr_start = nan: expected a positive number"),
+        ({"alpha": float("inf")}, "alpha = inf: expected a positive number"),
+        ({"clients": 5}, "clients_per_round = 10: expected 1 to clients = 5"),
+        ({"min_replies": 11}, "min_replies = 11: expected 1 to clients_per_round = 10"),
+    ],
+)
+def test_a_bad_value_is_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        make_experiment(values)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("rounds=5", ("rounds", 5)),
+        ("sparsity=0", ("sparsity", 0.0)),
+        ("root=/some/where=else", ("root", "/some/where=else")),
+        ("root=5", ("root", "5")),
+        ("augment=true", ("augment", True)),
+    ],
+)
+def test_settings_from_the_command_line(setting: str, expected: tuple[str, object]) -> None:
+    assert parse_setting(setting) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("rounds", "expected key=value"),
+        ("rounds=x", "rounds = 'x': expected int, got str"),
+        ("rounds=5.5", "rounds = 5.5: expected int, got float"),
+        ("round=5", r"unknown key 'round'; did you mean rounds\?"),
+    ],
+)
+def test_a_bad_setting_is_named(setting: str, message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        parse_setting(setting)
+
+
+def test_an_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ExperimentError, match="demoo: neither a file nor a preset; the presets are .*demo"):
+        read_experiments("demoo")
+
+
+def test_an_experiment_survives_plain_values() -> None:
+    experiment = Experiment(name="x", sparsity=0.9, model="leaf_cnn")
+    assert make_experiment(dataclasses.asdict(experiment)) == experiment

@@ -1,0 +1,99 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from zerofl import results
+from zerofl.experiment import Experiment
+from zerofl.results import Checkpoint, ResultsError, load_checkpoint, open_run, save_checkpoint, save_round
+
+STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
+MOMENTS = {"m.w": torch.randn(3, 2), "v.w": torch.rand(3, 2)}
+
+
+def record(round: int) -> dict[str, int]:
+    return {"round": round, "uplink_bytes": round * 10}
+
+
+def save(directory: Path, round: int) -> None:
+    clients = [{"round": round, "client": client} for client in (1, 2)]
+    save_round(directory, record(round), clients, Checkpoint(round, STATE, MOMENTS))
+
+
+def rounds_in(path: Path) -> list[int]:
+    return [line["round"] for line in results.read_lines(path)]
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", Checkpoint(12, STATE, MOMENTS))
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded.round == 12
+    for saved, back in ((STATE, loaded.state), (MOMENTS, loaded.optimizer_state)):
+        assert saved.keys() == back.keys()
+        assert all(torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype for name in saved)
+
+
+def test_a_kill_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "c", Checkpoint(1, STATE, {}))
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "c", Checkpoint(2, STATE, {}))
+    assert load_checkpoint(tmp_path / "c").round == 1
+
+
+def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_run(tmp_path, Experiment(), resume=False)
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("zerofl.results.save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3)
+    with (tmp_path / "clients.jsonl").open("a") as file:
+        file.write('{"round": 4, "cli')  # and a line cut short
+    _, checkpoint = open_run(tmp_path, Experiment(), resume=True)
+    assert checkpoint is not None
+    assert checkpoint.round == 2
+    assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2]
+    assert rounds_in(tmp_path / "clients.jsonl") == [1, 1, 2, 2]
+    save(tmp_path, 3)
+    assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2, 3]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment(), resume=False)
+    (tmp_path / "rounds.jsonl").write_text(json.dumps(record(1)) + "\n")
+    _, checkpoint = open_run(tmp_path, Experiment(), resume=True)
+    assert checkpoint is None
+    assert rounds_in(tmp_path / "rounds.jsonl") == []
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment(seed=1), resume=False)
+    with pytest.raises(ResultsError, match="holds a run already: go on with --resume"):
+        open_run(tmp_path, Experiment(seed=1), resume=False)
+    with pytest.raises(ResultsError, match=r"other settings, theirs and the new: seed = 1 and 2; rounds = 700 and 5\."):
+        open_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
+
+
+def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
+    started, _ = open_run(tmp_path, Experiment(threads=0), resume=False)
+    assert started.threads == torch.get_num_threads()
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        resumed, _ = open_run(tmp_path, Experiment(threads=0), resume=True)
+    finally:
+        torch.set_num_threads(before)
+    assert resumed == started
+
+
+def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        open_run(tmp_path / "file" / "run", Experiment(), resume=False)

@@ -1,0 +1,306 @@
+"""Whole runs: every strategy, kill and resume, determinism, the engines, and clients that misbehave."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from zerofl.cli import main
+from zerofl.experiment import SERVER_OPTIMIZERS, Experiment
+from zerofl.flower.client_app import app as client_app
+from zerofl.flower.engines import ENGINES, run_in_process
+from zerofl.flower.messages import PARTITION_ID, PAYLOAD_STYPE, read_payload, train_reply
+from zerofl.flower.server_app import RoundError, server_app
+from zerofl.layers import sparse_layers
+from zerofl.results import open_run, read_lines, read_summary
+from zerofl.train import empty_model
+from zerofl.uplink import UPLINKS
+
+FIELDS = {
+    "round", "lr", "clients", "failures", "train_loss", "test_loss", "test_accuracy", "validation_accuracy",
+    "uplink_bytes", "downlink_bytes", "nonzero_ratio", "seconds",
+}  # fmt: skip
+
+
+def experiment_of(root: Path, **values: Any) -> Experiment:
+    settings: dict[str, Any] = {
+        "root": str(root), "clients": 5, "clients_per_round": 3, "width": 4, "sparsity": 0.9, "batch_size": 8,
+        "rounds": 3, "uplink": "top_k_weights_diff", "validate_every": 2, "threads": 1,
+    }  # fmt: skip
+    return Experiment(**(settings | values))
+
+
+def run(experiment: Experiment, directory: Path, client: ClientApp = client_app, engine: str = "in-process") -> Path:
+    experiment, checkpoint = open_run(directory, experiment, resume=False)
+    app = server_app(experiment, directory, checkpoint, on_round=lambda record: None)
+    ENGINES[engine](app, client, experiment.clients, experiment.threads)
+    return directory
+
+
+def model_bytes(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+def without_times(directory: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_lines(directory / "rounds.jsonl")]
+
+
+@pytest.mark.parametrize("server_optimizer", SERVER_OPTIMIZERS)
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_every_uplink_with_every_server_optimiser(
+    uplink: str, server_optimizer: str, cifar_root: Path, tmp_path: Path
+) -> None:
+    experiment = experiment_of(cifar_root, uplink=uplink, server_optimizer=server_optimizer, rounds=2)
+    run(experiment, tmp_path / "run")
+    first, last = read_lines(tmp_path / "run" / "rounds.jsonl")
+    assert last.keys() == FIELDS
+    assert first.keys() == FIELDS - {"validation_accuracy"}
+    assert last["failures"] == []
+    assert len(last["nonzero_ratio"]) == 16
+    assert all(0 < ratio <= 1 for ratio in last["nonzero_ratio"].values())
+    assert math.isfinite(last["test_loss"])
+
+    clients = read_lines(tmp_path / "run" / "clients.jsonl")
+    assert [(c["round"], c["client"]) for c in clients] == [
+        (r["round"], c) for r in (first, last) for c in r["clients"]
+    ]
+    assert all(c["num-examples"] == 36 for c in clients)  # 200 images / 5 clients, less 10 %
+    for record in (first, last):
+        sent = [c["uplink_bytes"] for c in clients if c["round"] == record["round"]]
+        assert record["uplink_bytes"] == sum(sent)
+        weighted = sum(c["train_loss"] for c in clients if c["round"] == record["round"]) / 3
+        assert record["train_loss"] == pytest.approx(weighted)
+
+    summary = read_summary(tmp_path / "run")
+    assert summary["uplink_bytes"] == first["uplink_bytes"] + last["uplink_bytes"]
+    # The model goes to 3 clients in round 1, and in round 2 again for validation.
+    assert first["downlink_bytes"] == 3 * summary["full_model_bytes"]
+    assert last["downlink_bytes"] == 6 * summary["full_model_bytes"]
+    assert summary["savings"] == pytest.approx(6 * summary["full_model_bytes"] / summary["uplink_bytes"])
+    if uplink == "full":
+        assert summary["savings"] == 1
+    else:
+        assert summary["savings"] > 3
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_top_k_weights_leaves_the_global_model_sparse(cifar_root: Path, tmp_path: Path) -> None:
+    """Three clients with 10 % each: at most 30 % of a layer can be non-zero (Figure 2's measure)."""
+    run(experiment_of(cifar_root, uplink="top_k_weights", rounds=1), tmp_path / "run")
+    (record,) = read_lines(tmp_path / "run" / "rounds.jsonl")
+    assert all(0.1 <= ratio <= 0.31 for ratio in record["nonzero_ratio"].values())
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(cifar_root: Path, tmp_path: Path) -> None:
+    one, same = (run(experiment_of(cifar_root, augment=True), tmp_path / name) for name in ("one", "same"))
+    other = run(experiment_of(cifar_root, augment=True, seed=2), tmp_path / "other")
+    assert model_bytes(one) == model_bytes(same)
+    assert without_times(one) == without_times(same)
+    assert model_bytes(one) != model_bytes(other)
+    assert [r["clients"] for r in without_times(one)] != [r["clients"] for r in without_times(other)]
+
+
+def test_both_engines_end_in_the_same_weights(cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, topk_period=2, momentum=0.9)
+    for engine in ENGINES:
+        run(experiment, tmp_path / engine, engine=engine)
+    assert model_bytes(tmp_path / "ray") == model_bytes(tmp_path / "in-process")
+    assert without_times(tmp_path / "ray") == without_times(tmp_path / "in-process")
+
+
+def test_a_killed_run_resumes_to_the_same_weights_and_record(cifar_root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "killed.toml"
+    file.write_text(f"""
+[base]
+root = "{cifar_root}"
+clients = 5
+clients_per_round = 3
+width = 4
+sparsity = 0.9
+rounds = 6
+threads = 1
+server_optimizer = "fedadam"
+uplink = "diff_on_top_k_weights"
+mask_ratio = 0.1
+augment = true
+validate_every = 2
+[[run]]
+name = "fedadam"
+""")
+    whole = tmp_path / "whole"
+    assert main(["run", str(file), "--out", str(whole)]) == 0
+
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "zerofl.cli", "run", str(file), "--out", str(out)]
+    for last_line in ("round 2/6", "round 4/6"):
+        with subprocess.Popen([*command, "--resume"], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if last_line in line:
+                    os.kill(process.pid, signal.SIGKILL)
+                    break
+        assert process.wait() == -signal.SIGKILL
+        assert (out / "fedadam" / "checkpoint.safetensors").exists()
+        assert not (out / "fedadam" / "summary.json").exists()
+    assert main(["run", str(file), "--out", str(out), "--resume"]) == 0
+    assert model_bytes(out / "fedadam") == model_bytes(whole / "fedadam")
+    assert without_times(out / "fedadam") == without_times(whole / "fedadam")
+
+
+Misbehaviour = Callable[[Message, Message], Message]
+
+
+def misbehaving(clients: set[int], misbehave: Misbehaviour) -> ClientApp:
+    """The real client app, in which `clients` answer a training instruction as `misbehave(instruction, reply)` does."""
+    app = ClientApp()
+    app.query()(lambda message, context: client_app(message, context))
+    app.evaluate()(lambda message, context: client_app(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        return misbehave(message, reply) if context.node_config[PARTITION_ID] in clients else reply
+
+    return app
+
+
+def crash(message: Message, reply: Message) -> Message:
+    raise MemoryError("out of memory")
+
+
+def with_payload(change: Callable[[bytes], bytes]) -> Misbehaviour:
+    return lambda message, reply: Message(
+        train_reply(change(read_payload(reply)), {"num-examples": 36, "train_loss": 1.0, "train_seconds": 1.0}),
+        reply_to=message,
+    )
+
+
+def with_examples(examples: int | float) -> Misbehaviour:
+    return lambda message, reply: Message(
+        train_reply(read_payload(reply), {"num-examples": examples, "train_loss": 1.0, "train_seconds": 1.0}),
+        reply_to=message,
+    )
+
+
+def empty(message: Message, reply: Message) -> Message:
+    return Message(RecordDict(), reply_to=message)
+
+
+def numpy_array(message: Message, reply: Message) -> Message:
+    arrays = ArrayRecord({"w": Array(torch.zeros(3).numpy())})
+    return Message(RecordDict({"a": arrays, "m": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+
+def refuse(message: Message, reply: Message) -> Message:
+    return Message(Error(0, "no battery"), reply_to=message)
+
+
+NAN = b"\x00\x00\xc0\x7f"
+
+MISBEHAVIOURS = {
+    "crash": (crash, "MemoryError: out of memory"),
+    "error reply": (refuse, "no battery"),
+    "empty reply": (empty, "the reply holds 0 array records"),
+    "a numpy array": (numpy_array, f"expected one array of type '{PAYLOAD_STYPE}'"),
+    "garbage": (with_payload(lambda payload: b"garbage" * 100), "WireError: the payload starts with b'garb'"),
+    "truncated": (with_payload(lambda payload: payload[:-10]), "WireError: the payload ends within tensor 'fc.bias'"),
+    "NaN": (with_payload(lambda payload: payload[:-4] + NAN), "WireError: tensor 'fc.bias' holds 1 non-finite values"),
+    "another kind": (
+        with_payload(lambda payload: payload[:4] + b"\x00" + payload[5:]),
+        "the update replaces, top_k_weights_diff does not",
+    ),
+    "no samples": (with_examples(0), "num-examples is 0"),
+    "fractional samples": (with_examples(0.5), "num-examples is 0.5"),
+    "absurd samples": (with_examples(2**40), "num-examples is 1099511627776"),
+}
+
+
+@pytest.mark.parametrize("name", MISBEHAVIOURS)
+def test_a_bad_client_is_named_and_left_out(name: str, cifar_root: Path, tmp_path: Path) -> None:
+    """The run ends as one in which the client's data is all there is missing: the others' average."""
+    misbehave, cause = MISBEHAVIOURS[name]
+    experiment = experiment_of(cifar_root, rounds=1, clients_per_round=5, validate_every=0)
+    run(experiment, tmp_path / "run", misbehaving({1, 3}, misbehave))
+    (record,) = read_lines(tmp_path / "run" / "rounds.jsonl")
+    assert record["clients"] == [0, 1, 2, 3, 4]
+    assert [failure["client"] for failure in record["failures"]] == [1, 3]
+    assert all(cause in failure["cause"] for failure in record["failures"])
+    assert read_summary(tmp_path / "run")["failures"] == 2
+    assert [c["client"] for c in read_lines(tmp_path / "run" / "clients.jsonl")] == [0, 2, 4]
+    run(experiment, tmp_path / "crashed", misbehaving({1, 3}, crash))
+    assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "crashed")
+
+
+def test_too_few_good_replies_stop_the_run_with_their_causes(cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, clients_per_round=5, min_replies=4)
+    with pytest.raises(RoundError) as error:
+        run(experiment, tmp_path / "run", misbehaving({1, 3}, crash))
+    assert "round 1: 3 of 5 clients sent a usable update, min_replies = 4 are needed" in str(error.value)
+    assert "client 1: MemoryError: out of memory; client 3: MemoryError: out of memory" in str(error.value)
+
+
+def test_too_few_nodes_stop_the_run(cifar_root: Path, tmp_path: Path) -> None:
+    experiment, _ = open_run(tmp_path, experiment_of(cifar_root), resume=False)
+    app = server_app(experiment, tmp_path, None, on_round=lambda record: None)
+    with pytest.raises(RoundError, match="has 5 clients, but no node holds the partitions 3, 4"):
+        run_in_process(app, client_app, 3, 1)
+
+
+def test_the_broadcast_is_not_changed_by_the_clients(cifar_root: Path, tmp_path: Path) -> None:
+    """In one process all clients share the message's bytes: the order of the clients must not matter."""
+    experiment = experiment_of(cifar_root, rounds=1, clients=1, clients_per_round=1)
+    payloads: list[bytes] = []
+    app = ClientApp()
+    app.query()(lambda message, context: client_app(message, context))
+    app.evaluate()(lambda message, context: client_app(message, context))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        replies = [client_app(message, context) for _ in range(2)]
+        payloads.extend(read_payload(reply) for reply in replies)
+        return replies[0]
+
+    run(experiment, tmp_path / "run", app)
+    assert payloads[0] == payloads[1]
+
+
+def test_no_validation_samples_say_so(cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, validation_fraction=0.0, validate_every=1)
+    with pytest.raises(RoundError, match="no client could validate the model.*raise validation_fraction"):
+        run(experiment, tmp_path / "run")
+
+
+def test_experiment_toml_records_every_value(cifar_root: Path, tmp_path: Path) -> None:
+    import tomllib
+
+    run(experiment_of(cifar_root, rounds=1), tmp_path / "run")
+    recorded = tomllib.loads((tmp_path / "run" / "experiment.toml").read_text())
+    assert recorded.keys() == set(Experiment.__dataclass_fields__)
+    assert recorded["initialization"] == "pytorch"
+    assert recorded["activation_sparsity"] == 0.9
+
+
+def test_the_final_model_is_the_last_state(cifar_root: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from zerofl.data import load_dataset
+    from zerofl.train import evaluate
+
+    experiment = experiment_of(cifar_root)
+    run(experiment, tmp_path / "run")
+    dataset = load_dataset("cifar10", str(cifar_root))
+    model = empty_model(experiment, dataset)
+    model.load_state_dict(load_file(tmp_path / "run" / "model.safetensors"), assign=True)
+    assert len(list(sparse_layers(model))) == 16
+    assert evaluate(model, dataset.test, dataset)[1] == read_summary(tmp_path / "run")["test_accuracy"]
+    assert json.loads((tmp_path / "run" / "rounds.jsonl").read_text().splitlines()[-1])["round"] == 3
