@@ -65,15 +65,14 @@ def test_the_default_folder_is_runs_and_the_files_name(
 
 
 def test_a_failed_run_lets_the_others_go_on(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (
-        Path(file)
-        .read_text()
-        .replace('uplink = "full"', 'uplink = "full"\nvalidation_fraction = 0.0\nvalidate_every = 1')
-    )
+    text = Path(file).read_text().replace('uplink = "full"', 'uplink = "full"\nclients = 300')
     Path(file).write_text(text)
     assert main(["run", file, "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
-    assert "zerofl: full: round 1: no client could validate the model" in captured.err
+    assert (
+        "zerofl: full: round 1: 0 of 2 clients sent a usable update, min_replies = 1 are needed. client" in captured.err
+    )
+    assert "ValueError: clients = 300: expected 1 to 200, the number of training samples" in captured.err
     assert f"failed: full; try again with: zerofl run {file} --out {tmp_path / 'out'} --resume" in captured.err
     assert (tmp_path / "out" / "sparse" / "summary.json").exists()
 

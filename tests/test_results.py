@@ -6,7 +6,7 @@ import torch
 
 from zerofl import results
 from zerofl.experiment import Experiment
-from zerofl.results import Checkpoint, ResultsError, load_checkpoint, open_run, save_checkpoint, save_round
+from zerofl.results import Checkpoint, ResultsError, check_run, load_checkpoint, open_run, save_checkpoint, save_round
 
 STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
 MOMENTS = {"m.w": torch.randn(3, 2), "v.w": torch.rand(3, 2)}
@@ -47,7 +47,7 @@ def test_a_kill_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeypa
 
 
 def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_run(tmp_path, Experiment(), resume=False)
+    open_run(tmp_path, Experiment())
     save(tmp_path, 1)
     save(tmp_path, 2)
     with monkeypatch.context() as patch:
@@ -56,7 +56,7 @@ def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatc
             save(tmp_path, 3)
     with (tmp_path / "clients.jsonl").open("a") as file:
         file.write('{"round": 4, "cli')  # and a line cut short
-    _, checkpoint = open_run(tmp_path, Experiment(), resume=True)
+    checkpoint = open_run(tmp_path, Experiment())
     assert checkpoint is not None
     assert checkpoint.round == 2
     assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2]
@@ -66,34 +66,36 @@ def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatc
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
-    open_run(tmp_path, Experiment(), resume=False)
+    open_run(tmp_path, Experiment())
     (tmp_path / "rounds.jsonl").write_text(json.dumps(record(1)) + "\n")
-    _, checkpoint = open_run(tmp_path, Experiment(), resume=True)
+    checkpoint = open_run(tmp_path, Experiment())
     assert checkpoint is None
     assert rounds_in(tmp_path / "rounds.jsonl") == []
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
-    open_run(tmp_path, Experiment(seed=1), resume=False)
+    started = check_run(tmp_path, Experiment(seed=1), resume=False)
+    assert not list(tmp_path.iterdir())  # a check writes nothing
+    open_run(tmp_path, started)
     with pytest.raises(ResultsError, match="holds a run already: go on with --resume"):
-        open_run(tmp_path, Experiment(seed=1), resume=False)
+        check_run(tmp_path, Experiment(seed=1), resume=False)
     with pytest.raises(ResultsError, match=r"other settings, theirs and the new: seed = 1 and 2; rounds = 700 and 5\."):
-        open_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
+        check_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
 
 
 def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
-    started, _ = open_run(tmp_path, Experiment(threads=0), resume=False)
+    started = check_run(tmp_path, Experiment(threads=0), resume=False)
     assert started.threads == torch.get_num_threads()
+    open_run(tmp_path, started)
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        resumed, _ = open_run(tmp_path, Experiment(threads=0), resume=True)
+        assert check_run(tmp_path, Experiment(threads=0), resume=True) == started
     finally:
         torch.set_num_threads(before)
-    assert resumed == started
 
 
 def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        open_run(tmp_path / "file" / "run", Experiment(), resume=False)
+        open_run(tmp_path / "file" / "run", Experiment())

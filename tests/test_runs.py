@@ -41,8 +41,7 @@ def experiment_of(root: Path, **values: Any) -> Experiment:
 
 
 def run(experiment: Experiment, directory: Path, client: ClientApp = client_app, engine: str = "in-process") -> Path:
-    experiment, checkpoint = open_run(directory, experiment, resume=False)
-    app = server_app(experiment, directory, checkpoint, on_round=lambda record: None)
+    app = server_app(experiment, directory, open_run(directory, experiment), on_round=lambda record: None)
     ENGINES[engine](app, client, experiment.clients, experiment.threads)
     return directory
 
@@ -250,8 +249,8 @@ def test_too_few_good_replies_stop_the_run_with_their_causes(cifar_root: Path, t
 
 
 def test_too_few_nodes_stop_the_run(cifar_root: Path, tmp_path: Path) -> None:
-    experiment, _ = open_run(tmp_path, experiment_of(cifar_root), resume=False)
-    app = server_app(experiment, tmp_path, None, on_round=lambda record: None)
+    experiment = experiment_of(cifar_root)
+    app = server_app(experiment, tmp_path, open_run(tmp_path, experiment), on_round=lambda record: None)
     with pytest.raises(RoundError, match="has 5 clients, but no node holds the partitions 3, 4"):
         run_in_process(app, client_app, 3, 1)
 
@@ -276,8 +275,13 @@ def test_the_broadcast_is_not_changed_by_the_clients(cifar_root: Path, tmp_path:
 
 def test_no_validation_samples_say_so(cifar_root: Path, tmp_path: Path) -> None:
     experiment = experiment_of(cifar_root, validation_fraction=0.0, validate_every=1)
-    with pytest.raises(RoundError, match="no client could validate the model.*raise validation_fraction"):
-        run(experiment, tmp_path / "run")
+    run(experiment, tmp_path / "run")
+    for record in read_lines(tmp_path / "run" / "rounds.jsonl"):
+        assert record["validation_accuracy"] is None
+        causes = {failure["cause"] for failure in record["failures"]}
+        assert causes == {
+            "validation: ValueError: it has no validation samples; raise validation_fraction, or set validate_every = 0"
+        }
 
 
 def test_experiment_toml_records_every_value(cifar_root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from zerofl import __version__
 from zerofl.data import DatasetError, load_dataset
 from zerofl.experiment import ExperimentError, find_experiments, parse_setting, read_experiments
 from zerofl.progress import RunProgress, summary_table
-from zerofl.results import ResultsError, is_finished, open_run, read_summary
+from zerofl.results import ROUNDS, ResultsError, check_run, is_finished, open_run, read_lines, read_summary
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
@@ -74,29 +75,34 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     # Before anything is computed: is every data set there, and every folder free or resumable?
     for dataset, root in dict.fromkeys((experiment.dataset, experiment.root) for experiment in chosen):
         load_dataset(dataset, root)
-    opened = [open_run(out / experiment.name, experiment, options.resume) for experiment in chosen]
+    chosen = [check_run(out / experiment.name, experiment, options.resume) for experiment in chosen]
 
     # Only now, because importing Flower takes seconds.
     from zerofl.flower.client_app import app as client_app
-    from zerofl.flower.engines import ENGINES
+    from zerofl.flower.engines import ENGINES, EngineError
     from zerofl.flower.server_app import RoundError, server_app
 
     signal.signal(signal.SIGTERM, _interrupt)
     failed = []
-    for experiment, checkpoint in opened:
+    for experiment in chosen:
         directory = out / experiment.name
         if is_finished(directory):
             console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
             continue
-        done = checkpoint.round if checkpoint else 0
+        checkpoint = open_run(directory, experiment)
+        earlier = read_lines(directory / ROUNDS)
         try:
-            with RunProgress(console, experiment.name, done, experiment.rounds) as progress:
+            with RunProgress(console, experiment.name, experiment.rounds, earlier) as progress:
                 app = server_app(experiment, directory, checkpoint, progress)
                 ENGINES[options.engine](app, client_app, experiment.clients, experiment.threads)
         except KeyboardInterrupt:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
             return INTERRUPTED
-        except (RoundError, RuntimeError) as error:
+        except OSError:
+            raise  # a full disk stops the other runs too
+        except Exception as error:
+            if not isinstance(error, (RoundError, EngineError)):
+                traceback.print_exc()  # not foreseen: say where
             errors.print(f"zerofl: {experiment.name}: {error}", markup=False, highlight=False)
             failed.append(experiment)
     finished = [read_summary(out / e.name) for e in chosen if is_finished(out / e.name)]

@@ -10,7 +10,6 @@ summary.json            the figures of the whole run; it exists exactly when the
 
 import dataclasses
 import json
-import math
 import os
 import platform
 import tomllib
@@ -49,36 +48,40 @@ class Checkpoint(NamedTuple):
     optimizer_state: State
 
 
-def open_run(directory: Path, experiment: Experiment, resume: bool) -> tuple[Experiment, Checkpoint | None]:
-    """Start a run's folder, or take up the one that is there; returns the experiment to run and where to go on.
+def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experiment:
+    """Whether `experiment` can run in this folder, before anything is written; returns it with its threads settled.
 
     Raises:
         ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment.
+    """
+    if not (directory / EXPERIMENT).exists():
+        return dataclasses.replace(experiment, threads=experiment.threads or torch.get_num_threads())
+    if not resume:
+        raise ResultsError(
+            f"{directory} holds a run already: go on with --resume, write elsewhere with --out, or remove it"
+        )
+    stored = read_experiment(directory)
+    experiment = dataclasses.replace(experiment, threads=experiment.threads or stored.threads)
+    if differences := differing_keys(stored, experiment):
+        raise ResultsError(
+            f"{directory} holds a run with other settings, theirs and the new: {'; '.join(differences)}. "
+            "Write elsewhere with --out, or give the same settings"
+        )
+    return experiment
+
+
+def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
+    """Start a run's folder, or take up the one that is there; returns where to go on, if it has come that far.
+
+    Raises:
         OSError: the folder cannot be written; nothing was computed yet.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    if (directory / EXPERIMENT).exists():
-        if not resume:
-            raise ResultsError(
-                f"{directory} holds a run already: go on with --resume, write elsewhere with --out, or remove it"
-            )
-        stored = read_experiment(directory)
-        if experiment.threads == 0:
-            experiment = dataclasses.replace(experiment, threads=stored.threads)
-        if differences := differing_keys(stored, experiment):
-            raise ResultsError(
-                f"{directory} holds a run with other settings, theirs and the new: {'; '.join(differences)}. "
-                "Write elsewhere with --out, or give the same settings"
-            )
-    else:
-        if experiment.threads == 0:
-            experiment = dataclasses.replace(experiment, threads=torch.get_num_threads())
-        write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
+    write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
-    if not is_finished(directory):
-        for file in (ROUNDS, CLIENTS):
-            _drop_rounds_after(directory / file, checkpoint.round if checkpoint else 0)
-    return experiment, checkpoint
+    for file in (ROUNDS, CLIENTS):
+        _drop_rounds_after(directory / file, checkpoint.round if checkpoint else 0)
+    return checkpoint
 
 
 def is_finished(directory: Path) -> bool:
@@ -92,8 +95,8 @@ def read_experiment(directory: Path) -> Experiment:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """The records of a .jsonl file; none if it is not there yet."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
@@ -146,7 +149,7 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "savings": full_model_bytes * len(clients) / sum(client["uplink_bytes"] for client in clients),
         "failures": sum(len(record["failures"]) for record in rounds),
         "seconds": sum(record["seconds"] for record in rounds),
-        "train_seconds": sum(client["train_seconds"] for client in clients),
+        "train_seconds": sum(client["train_seconds"] or 0.0 for client in clients),
         "threads": experiment.threads,
         "machine": _machine(),
         "versions": {
@@ -186,11 +189,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def finite_or_none(value: float) -> float | None:
-    """The value, or None where JSON has no number for it (NaN, infinity)."""
-    return value if math.isfinite(value) else None
 
 
 def _append_lines(path: Path, records: list[dict[str, Any]] | list[Mapping[str, Any]]) -> None:

@@ -19,6 +19,10 @@ Engine = Callable[[ServerApp, ClientApp, int, int], None]
 """(server_app, client_app, clients, threads): run the server app to its end; its exceptions come through."""
 
 
+class EngineError(Exception):
+    """An engine that cannot be used here; the message says what it needs."""
+
+
 class InProcessGrid(Grid):
     """A Flower grid whose nodes live in this process and answer at once, one after another.
 
@@ -93,12 +97,12 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, clients: int, threa
     """Run the server app in this process and the clients in Ray's workers, each with `threads` cores.
 
     Raises:
-        RuntimeError: Ray is not installed.
+        EngineError: Ray is not installed.
     """
     try:
         import ray
     except ImportError as error:
-        raise RuntimeError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'") from error
+        raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'") from error
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)

@@ -4,8 +4,9 @@ It does not use Flower's stock strategies: those draw cohorts from the global ra
 arrival, turn integer counters into floats, let FedAdam optimise BatchNorm's statistics, and cannot resume.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from zerofl.data import Dataset, load_dataset
 from zerofl.experiment import Experiment
 from zerofl.flower.messages import PARTITION_ID, instruction, read_metrics, read_payload
 from zerofl.layers import sparse_layers
-from zerofl.results import Checkpoint, finish_run, finite_or_none, save_round
+from zerofl.results import Checkpoint, finish_run, save_round
 from zerofl.rng import cohort
 from zerofl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.uplink import UPLINKS, State
@@ -101,14 +102,16 @@ def serve(
             "round": round,
             "lr": learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
             "clients": clients,
-            "failures": [{"client": client, "cause": cause} for client, cause in sorted(failures.items())],
+            "failures": _failure_records(failures),
             "train_loss": _mean(client_records, "train_loss"),
         }
         last = round == experiment.rounds
         if last or round % experiment.evaluate_every == 0:
             record |= _test(model, state, dataset)
         if experiment.validate_every and (last or round % experiment.validate_every == 0):
-            record |= _validate(grid, state, schema, nodes, clients, round, experiment)
+            accuracy, failures = _validate(grid, state, schema, nodes, clients, round, experiment)
+            record["validation_accuracy"] = accuracy
+            record["failures"] += _failure_records({c: f"validation: {cause}" for c, cause in failures.items()})
             downlinks += len(clients)
         record |= {
             "uplink_bytes": uplink_bytes,
@@ -175,7 +178,7 @@ def _exchange(
 def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
     model.load_state_dict(state, assign=True)
     loss, accuracy = evaluate(model, dataset.test, dataset)
-    return {"test_loss": finite_or_none(loss), "test_accuracy": accuracy}
+    return {"test_loss": _finite_or_none(loss), "test_accuracy": accuracy}
 
 
 def _validate(
@@ -186,28 +189,40 @@ def _validate(
     clients: list[int],
     round: int,
     experiment: Experiment,
-) -> Record:
+) -> tuple[float | None, dict[int, str]]:
     """The new model's accuracy on the validation samples of the round's clients, weighted by their number."""
     content = instruction(encode_state(state, schema), experiment, round)
     replies, failures = _exchange(grid, MessageType.EVALUATE, content, nodes, clients, round, experiment)
-    records = [{"client": client, **read_metrics(reply)} for client, reply in replies]
-    if not records:
-        causes = "; ".join(f"client {client}: {cause}" for client, cause in failures.items())
-        raise RoundError(f"round {round}: no client could validate the model. {causes}")
-    return {"validation_accuracy": _mean(records, "accuracy")}
+    records = []
+    for client, reply in replies:
+        try:
+            records.append(read_metrics(reply))
+        except ValueError as error:
+            failures[client] = f"{type(error).__name__}: {error}"
+    return _mean(records, "accuracy"), failures
 
 
-def _client_record(round: int, client: int, metrics: dict[str, float], uplink_bytes: int) -> Record:
+def _client_record(round: int, client: int, metrics: Record, uplink_bytes: int) -> Record:
+    """A client's figures as it reports them; those it does not report, or that are no numbers, are None."""
     record: Record = {"round": round, "client": client, "uplink_bytes": uplink_bytes}
-    return record | {key: finite_or_none(value) for key, value in metrics.items()}
+    keys = ("num-examples", "train_loss", "train_seconds", "realised_sparsity")
+    return record | {key: _finite_or_none(metrics.get(key)) for key in keys}
 
 
-def _mean(records: Iterable[Record], key: str) -> float | None:
-    """The mean of a figure over clients, weighted by their number of samples; None if any of them has none."""
-    values = [(record.get(key), record["num-examples"]) for record in records]
-    if any(value is None for value, _ in values):
-        return None
-    return float(sum(value * examples for value, examples in values) / sum(examples for _, examples in values))
+def _failure_records(failures: dict[int, str]) -> list[Record]:
+    return [{"client": client, "cause": cause} for client, cause in sorted(failures.items())]
+
+
+def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    """The mean of a figure, weighted by samples, over the clients that report it; None if none does."""
+    values = [(r[key], r["num-examples"]) for r in records if _finite_or_none(r.get(key)) is not None]
+    examples = sum(examples for _, examples in values)
+    return float(sum(value * examples for value, examples in values) / examples) if values else None
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    """The value, or None where JSON has no number for it (NaN, infinity)."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _too_few(round: int, good: int, experiment: Experiment, failures: dict[int, str]) -> str:
