@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from zerofl.cli import main
-from zerofl.results import read_lines
+from zerofl.results import read_lines, read_summary
 
 
 @pytest.fixture
@@ -37,8 +37,12 @@ def test_a_file_runs_whole_and_prints_plain_lines_and_a_table(
     assert "full  round 1/2  accuracy" in printed
     assert "sparse  round 2/2  accuracy" in printed
     assert "left" in printed
-    table = printed[printed.index("savings") :]
-    assert "1.0x" in table
+    table = printed[printed.index("savings") :].splitlines()
+    for name in ("full", "sparse"):
+        summary = read_summary(tmp_path / "out" / name)
+        (row,) = [line for line in table if f" {name} " in line]
+        assert f"{summary['test_accuracy']:.1%}" in row
+        assert f"{summary['savings']:.1f}x" in row
     assert "\x1b" not in printed
 
 

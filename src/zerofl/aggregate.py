@@ -8,18 +8,25 @@ from torch import Tensor
 
 from zerofl.uplink import Sparse, State, Update
 
+# A power of two, so that it changes no digit. With it the sums of 65,536 clients' largest floats, weighted with the
+# largest number of samples the server takes (below 2^32), stay finite.
+_SCALE = 2.0**-48
+
 
 class Average:
     """A running sum of n_k * update_k; `of` ends it as sum (n_k / n) update_k, n being the samples that were added.
 
-    Sums are float64 and in the order of the calls, which makes them reproducible, and safe from overflow for any
-    finite float32 values. Memory: the sums and one update at a time, whatever the number of clients.
+    The sums are float32 and in the order of the calls, which makes them reproducible. Memory: one model for the sums
+    and one update at a time, whatever the number of clients.
     """
 
     def __init__(self, received: State) -> None:
         self._received = received
-        self._sums = {name: torch.zeros(tensor.shape, dtype=torch.float64) for name, tensor in received.items()}
         self._examples = 0
+        self._sums = {
+            name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64)
+            for name, t in received.items()
+        }
 
     def add(self, update: Update, num_examples: int) -> None:
         """Add the update of a client that trained on `num_examples` samples."""
@@ -27,15 +34,15 @@ class Average:
         for name, tensor in update.tensors.items():
             total = self._sums[name]
             if isinstance(tensor, Sparse):
-                total.view(-1)[tensor.positions] += tensor.values.double() * num_examples
+                total.view(-1)[tensor.mask()] += tensor.values * (num_examples * _SCALE)
             else:
-                total.add_(tensor, alpha=num_examples)
+                total.add_(tensor, alpha=num_examples * _SCALE)
 
     def of(self, adds: bool) -> State:
         """The averaged model: entries nobody sent are zero, or with `adds` unchanged. Integer counters are rounded."""
         averaged: State = {}
         for name, received in self._received.items():
-            mean = self._sums.pop(name).div_(self._examples)
+            mean = self._sums.pop(name).double() / (self._examples * _SCALE)
             if not received.is_floating_point():
                 averaged[name] = mean.round_().to(received.dtype)
             else:

@@ -1,6 +1,7 @@
-"""The command line: `zerofl run`."""
+"""The command line: `zerofl run` and `zerofl bench`."""
 
 import argparse
+import json
 import signal
 import sys
 import traceback
@@ -10,10 +11,20 @@ from pathlib import Path
 from rich.console import Console
 
 from zerofl import __version__
+from zerofl.bench import bench_uplink, uplink_table
 from zerofl.data import DatasetError, load_dataset
 from zerofl.experiment import ExperimentError, find_experiments, parse_setting, read_experiments
 from zerofl.progress import RunProgress, summary_table
-from zerofl.results import ROUNDS, ResultsError, check_run, is_finished, open_run, read_lines, read_summary
+from zerofl.results import (
+    ROUNDS,
+    ResultsError,
+    check_run,
+    is_finished,
+    open_run,
+    read_lines,
+    read_summary,
+    write_atomically,
+)
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
@@ -59,7 +70,30 @@ def _parser() -> argparse.ArgumentParser:
         help="what carries the messages (default: %(default)s)",
     )
     run.set_defaults(command=_run)
+    bench = commands.add_parser("bench", help="measure").add_subparsers(title="benchmarks", required=True)
+    uplink = bench.add_parser(
+        "uplink",
+        help="the bytes and times of a real trained update on the wire",
+        description="Train ResNet-18 on one client and put its update on the wire in every way; about 2 minutes.",
+    )
+    uplink.add_argument("--root", metavar="DIR", help="CIFAR-10's folder or archive (default: train on mnist5k)")
+    uplink.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
+    uplink.set_defaults(command=_bench_uplink)
     return parser
+
+
+def _bench_uplink(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    result = bench_uplink(options.root, lambda line: errors.print(line, markup=False, highlight=False))
+    wide = console if console.is_terminal else Console(width=160)
+    wide.print(uplink_table(result))
+    aggregation = result["aggregation"]
+    for row in result["training"]:
+        console.print(f"local training at {row['sparsity']:.0%}: {row['train_seconds']:.1f} s", highlight=False)
+    peak = "not measured" if aggregation["peak_models"] is None else f"{aggregation['peak_models']:.2f} models"
+    console.print(f"aggregating {aggregation['updates']} updates: {aggregation['seconds']:.2f} s, peak memory {peak}")
+    if options.json:
+        write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
+    return 0
 
 
 def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:

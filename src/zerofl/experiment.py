@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 from zerofl.data import DATASETS
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
 from zerofl.uplink import UPLINKS
+from zerofl.wire import POSITIONS, VALUES
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
 
@@ -40,7 +41,9 @@ class Experiment:
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops and
     mirrors; the learning rate decays exponentially from `lr_start` to `lr_end` over the rounds.
 
-    Uplink: the strategy `uplink`; the top (1 - sparsity + `mask_ratio`) of each sparse layer is sent.
+    Uplink: the strategy `uplink`; the top (1 - sparsity + `mask_ratio`) of each sparse layer is sent, with
+    `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
+    comparison, in the paper's csr form.
 
     Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAdam has `server_lr`, `server_beta_1`,
     `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates after `reply_timeout_seconds`
@@ -80,6 +83,8 @@ class Experiment:
 
     uplink: str = "top_k_weights"
     mask_ratio: float = 0.0
+    uplink_values: str = "float32"
+    uplink_positions: str = "cheapest"
 
     rounds: int = 700
     clients_per_round: int = 10
@@ -110,6 +115,8 @@ class Experiment:
             object.__setattr__(self, "activation_sparsity", self.sparsity)
         self._expect_choice("initialization", INITIALIZATIONS)
         self._expect_choice("uplink", UPLINKS)
+        self._expect_choice("uplink_values", VALUES)
+        self._expect_choice("uplink_positions", POSITIONS)
         self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ExperimentError(

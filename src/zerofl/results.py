@@ -151,11 +151,8 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "seconds": sum(record["seconds"] for record in rounds),
         "train_seconds": sum(client["train_seconds"] or 0.0 for client in clients),
         "threads": experiment.threads,
-        "machine": _machine(),
-        "versions": {
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("zerofl", "torch", "flwr", "numpy")},
-        },
+        "machine": machine(),
+        "versions": versions(),
     }
 
 
@@ -212,7 +209,7 @@ def _drop_rounds_after(path: Path, round: int) -> None:
     write_atomically(path, b"".join(kept))
 
 
-def _machine() -> str:
+def machine() -> str:
     """The processor and the number of cores, to read figures by."""
     name = platform.processor() or platform.machine()
     try:
@@ -221,3 +218,9 @@ def _machine() -> str:
     except OSError:
         pass  # not Linux: the platform's own name stands
     return f"{name}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """The versions of what figures depend on."""
+    packages = ("zerofl", "torch", "flwr", "numpy", "constriction")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

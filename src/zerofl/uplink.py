@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,16 +15,24 @@ State = dict[str, Tensor]
 
 
 class Sparse(NamedTuple):
-    """A tensor's non-zero entries: positions in the flattened tensor, rising, int64 [nnz], and their values [nnz]."""
+    """Some entries of a tensor: a bit for each entry of the flattened tensor, and the values where it is one.
 
-    positions: Tensor
+    `bits` is uint8 [ceil(numel / 8)], the first entry in the highest bit (numpy's packbits); `values` [nnz] are in
+    row-major order.
+    """
+
+    bits: Tensor
     values: Tensor
     shape: torch.Size
+
+    def mask(self) -> Tensor:
+        """Which entries are there: bool [numel]."""
+        return torch.from_numpy(np.unpackbits(self.bits.numpy(), count=self.shape.numel()).view(bool))
 
     def to_dense(self) -> Tensor:
         """The tensor, with zeros elsewhere."""
         dense = self.values.new_zeros(self.shape.numel())
-        dense[self.positions] = self.values
+        dense[self.mask()] = self.values
         return dense.view(self.shape)
 
 
@@ -100,7 +109,7 @@ def make_update(
 
 
 def sparsified(x: Tensor) -> Sparse:
-    """The non-zero entries of `x`."""
-    flat = x.detach().flatten()
-    positions = flat.nonzero().flatten()
-    return Sparse(positions, flat[positions], x.shape)
+    """The entries of float32 `x` that are not +0, to the bit: -0 is kept."""
+    flat = x.detach().contiguous().flatten()
+    mask = flat.view(torch.int32) != 0
+    return Sparse(torch.from_numpy(np.packbits(mask.numpy())), flat[mask], x.shape)

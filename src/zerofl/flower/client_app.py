@@ -16,9 +16,10 @@ from zerofl.data.partition import lda_partition, validation_split
 from zerofl.experiment import Experiment
 from zerofl.flower.messages import PARTITION_ID, read_instruction, train_reply
 from zerofl.layers import realised_sparsity, sparse_layers
+from zerofl.rng import rng
 from zerofl.train import empty_model, evaluate, train
-from zerofl.uplink import make_update
-from zerofl.wire import decode_state, encode, schema_of
+from zerofl.uplink import State, make_update
+from zerofl.wire import Schema, decode_state, encode, schema_of
 
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's error code for it
 _log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def _train(message: Message, context: Context) -> Message:
     dataset, (training, _) = _client_data(experiment, client)
     model = empty_model(experiment, dataset)
     schema = schema_of(model.state_dict())
-    received = decode_state(payload, schema)
+    received = _decode_state(payload, schema)
     model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
 
     started = time.perf_counter()
@@ -79,7 +80,14 @@ def _train(message: Message, context: Context) -> Message:
         metrics["realised_sparsity"] = sum(
             realised[name] * layer.weight.numel() for name, layer in sparse_layers(model)
         ) / sum(sparse.values())
-    return Message(train_reply(encode(update, schema), metrics), reply_to=message)
+    sent = encode(
+        update,
+        schema,
+        values=experiment.uplink_values,
+        positions=experiment.uplink_positions,
+        generator=rng(experiment.seed, round, client, "int8"),
+    )
+    return Message(train_reply(sent, metrics), reply_to=message)
 
 
 @app.evaluate()
@@ -91,7 +99,7 @@ def _evaluate(message: Message, context: Context) -> Message:
     if not len(validation):
         raise ValueError("it has no validation samples; raise validation_fraction, or set validate_every = 0")
     model = empty_model(experiment, dataset)
-    model.load_state_dict(decode_state(payload, schema_of(model.state_dict())), assign=True)
+    model.load_state_dict(_decode_state(payload, schema_of(model.state_dict())), assign=True)
     loss, accuracy = evaluate(model, dataset.train.take(validation), dataset)
     metrics = MetricRecord({"num-examples": len(validation), "loss": loss, "accuracy": accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -115,3 +123,9 @@ def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Te
 @lru_cache(maxsize=4)
 def _partition(dataset: str, root: str, clients: int, alpha: float, seed: int) -> list[Tensor]:
     return lda_partition(load_dataset(dataset, root).train.labels, clients, alpha, seed)
+
+
+@lru_cache(maxsize=1)
+def _decode_state(payload: bytes, schema: Schema) -> State:
+    """The broadcast model, decoded once for all clients that this process trains in a round; nobody may change it."""
+    return decode_state(payload, schema)

@@ -1,0 +1,169 @@
+"""`zerofl bench uplink`: the bytes and times of a real trained update on the wire."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.table import Table
+
+from zerofl.aggregate import Average
+from zerofl.data import load_dataset
+from zerofl.data.partition import lda_partition
+from zerofl.experiment import Experiment
+from zerofl.layers import sparse_layers
+from zerofl.paper_bytes import paper_csr_bytes
+from zerofl.results import machine, versions
+from zerofl.rng import rng
+from zerofl.train import empty_model, initial_model, train
+from zerofl.uplink import Sparse, State, Update, make_update
+from zerofl.wire import VALUES, Schema, decode, encode, positions_size, schema_of
+
+SPARSITIES, MASK_RATIOS = (0.9, 0.95), (0.0, 0.1, 0.2)
+UPLINKS = ("top_k_weights", "diff_on_top_k_weights", "top_k_weights_diff")
+AGGREGATED = 10
+REPETITIONS = 3
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any]:
+    """Train ResNet-18 on one client and put its update on the wire in every way.
+
+    The client holds a hundredth of CIFAR-10 in `root`, or without a root 500 images of mnist5k; it trains one epoch,
+    from the initial model, at each sparsity. `note` is told what is going on. Times are the least of three.
+
+    Returns:
+        the machine, the versions, the training and aggregation figures, and `rows` with, for each combination of
+        sparsity, uplink, mask ratio and values, the bytes measured, those of the dense model (`dense_bytes`), of CSR
+        (`csr_bytes`), of the paper's accounting (`paper_bytes`) and the entropy of the positions (`entropy_bytes`).
+    """
+    dataset, clients = ("cifar10", 100) if root is not None else ("mnist5k", 8)
+    rows: list[Row] = []
+    training = []
+    for sparsity in SPARSITIES:
+        experiment = Experiment(
+            dataset=dataset, root=root or "", clients=clients, clients_per_round=1, sparsity=sparsity
+        )
+        note(f"training one client of {dataset} at {sparsity:.0%} sparsity")
+        started = time.perf_counter()
+        received, trained, sparse = _train_client(experiment)
+        training.append({"sparsity": sparsity, "train_seconds": time.perf_counter() - started})
+        for uplink in UPLINKS:
+            for mask_ratio in MASK_RATIOS:
+                note(f"{uplink} at {sparsity:.0%}, mask ratio {mask_ratio}")
+                update = make_update(uplink, received, trained, sparse, sparsity, mask_ratio)
+                combination = {"sparsity": sparsity, "mask_ratio": mask_ratio, "uplink": uplink}
+                rows += [combination | row for row in _rows(update, schema_of(received), sparse, sparsity, mask_ratio)]
+    note(f"aggregating {AGGREGATED} updates")
+    update = make_update("top_k_weights", received, trained, sparse, 0.9, 0.2)
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "dataset": dataset,
+        "training": training,
+        "aggregation": _aggregation(received, update),
+        "rows": rows,
+    }
+
+
+def uplink_table(result: dict[str, Any]) -> Table:
+    """The rows of `bench_uplink` for reading; sizes in MB of 10^6 bytes."""
+    table = Table("sparsity", "mask", "uplink", "values", "MB", "positions", "values MB", "/ entropy", "CSR", "paper",
+                  "encode s", "decode s")  # fmt: skip
+    for row in result["rows"]:
+        table.add_row(
+            f"{row['sparsity']:.0%}",
+            str(row["mask_ratio"]),
+            row["uplink"],
+            row["values"],
+            *(f"{row[key] / 1e6:.2f}" for key in ("bytes", "index_bytes", "value_bytes")),
+            f"{row['index_bytes'] / row['entropy_bytes']:.3f}",
+            *(f"{row[key] / 1e6:.2f}" for key in ("csr_bytes", "paper_bytes")),
+            *(f"{row[key]:.3f}" for key in ("encode_seconds", "decode_seconds")),
+        )
+    return table
+
+
+def _train_client(experiment: Experiment) -> tuple[State, State, list[str]]:
+    """The model that one client receives, what it makes of it, and the names of the sparse weights."""
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    received = {name: t.detach() for name, t in initial_model(experiment, dataset).state_dict().items()}
+    model = empty_model(experiment, dataset)
+    model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
+    mine = lda_partition(dataset.train.labels, experiment.clients, experiment.alpha, experiment.seed)[0]
+    train(model, dataset.train.take(mine), dataset, experiment, round=1, client=0)
+    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return received, trained, [f"{name}.weight" for name, _ in sparse_layers(model)]
+
+
+def _rows(update: Update, schema: Schema, sparse: list[str], sparsity: float, mask_ratio: float) -> Iterator[Row]:
+    tensors = [tensor for tensor in update.tensors.values() if isinstance(tensor, Sparse)]
+    common = {
+        "index_bytes": sum(positions_size(tensor) for tensor in tensors),
+        "dense_bytes": schema.dense_bytes,
+        "entropy_bytes": sum(_mask_entropy_bytes(tensor) for tensor in tensors),
+        "csr_bytes": len(encode(update, schema, positions="csr")),
+        "paper_bytes": round(paper_csr_bytes(schema, sparse, sparsity, mask_ratio)),
+    }
+    for values in VALUES:
+        payload, encode_seconds = _timed(partial(encode, update, schema, values=values, generator=rng(0, 0, 0, "int8")))
+        _, decode_seconds = _timed(partial(decode, payload, schema))
+        yield {
+            "values": values,
+            "bytes": len(payload),
+            "value_bytes": len(payload) - common["index_bytes"],
+            **common,
+            "encode_seconds": encode_seconds,
+            "decode_seconds": decode_seconds,
+        }
+
+
+def _mask_entropy_bytes(tensor: Sparse) -> float:
+    """The bound on a layer's positions: numel * H(density) bits, H the binary entropy."""
+    numel, p = tensor.shape.numel(), tensor.values.numel() / tensor.shape.numel()
+    return 0.0 if p in (0.0, 1.0) else -numel * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
+
+
+def _aggregation(received: State, update: Update) -> dict[str, Any]:
+    """The time and the peak memory of decoding and averaging ten updates, in models of memory."""
+    schema = schema_of(received)
+    payload = encode(update, schema)
+    before = _reset_peak_memory()
+    started = time.perf_counter()
+    average = Average(received)
+    for _ in range(AGGREGATED):
+        average.add(decode(payload, schema), 450)
+    average.of(update.adds)
+    seconds = time.perf_counter() - started
+    peak = None if before is None else _status_bytes("VmHWM") - before
+    models = None if peak is None else peak / schema.dense_bytes
+    return {"updates": AGGREGATED, "seconds": seconds, "peak_bytes": peak, "peak_models": models}
+
+
+def _reset_peak_memory() -> int | None:
+    """Start the process's peak memory anew; returns what it holds now, in bytes. None where Linux does not tell."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return _status_bytes("VmRSS")
+    except OSError:
+        return None
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    least = math.inf
+    for _ in range(REPETITIONS):
+        started = time.perf_counter()
+        result = call()
+        least = min(least, time.perf_counter() - started)
+    return result, least

@@ -1,0 +1,142 @@
+"""The values of a tensor as bytes: plain, or in byte planes that are entropy-coded where that pays.
+
+A float's bits are rotated by one, so that its exponent fills a whole byte and its sign becomes the lowest bit. Trained
+weights, and the largest of them in particular, have few exponents: that plane shrinks to a small part.
+"""
+
+import math
+import struct
+
+import numpy as np
+
+from zerofl.wire.entropy import decode_symbols, encode_symbols
+from zerofl.wire.reader import Reader
+
+PLAIN, FLOAT32, FLOAT16, BFLOAT16, INT8 = range(5)
+
+VALUES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": INT8}
+"""The value types of an update by name: float32 is lossless, the others round tensors of two or more dimensions."""
+
+# A plane is coded only where it shrinks by a twentieth: below that the time to decode it is not worth its bytes.
+_WORTHWHILE = 0.95
+_ENTRY = struct.Struct("<BI")
+_WIDTHS = {FLOAT32: "<u4", FLOAT16: "<u2", BFLOAT16: "<u2", INT8: "<u1"}
+
+
+def encode_values(values: np.ndarray, kind: int, generator: np.random.Generator | None) -> bytes:
+    """Finite float32 [n] or int64 [n] -> `uint8 kind` and what it says. int8 rounds at random, by `generator`."""
+    plain = bytes([PLAIN]) + values.tobytes()
+    if values.dtype != np.float32 or kind == PLAIN:
+        return plain
+    if kind == FLOAT32:
+        coded = bytes([FLOAT32]) + _encode_planes(_rotated_left(values.view("<u4")))
+        return coded if len(coded) < len(plain) else plain
+    largest = float(np.abs(values).max(initial=0.0))
+    if kind == FLOAT16:
+        # A power of two takes the largest value to [2^14, 2^15): no overflow, and all of half precision's small end.
+        # 32752 is the largest half below 2^15; the largest floats, rounded up to 2^15, would come back as infinity.
+        shift = max(-128, min(127, 15 - math.frexp(largest)[1])) if largest else 0
+        halves = np.clip(np.ldexp(values, shift), -32752, 32752).astype("<f2")
+        return struct.pack("<Bb", FLOAT16, shift) + _encode_planes(_rotated_left(halves.view("<u2")))
+    if kind == BFLOAT16:
+        bits = values.view("<u4").astype(np.uint64)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even
+        overflown = rounded & 0x7F80 == 0x7F80
+        rounded[overflown] = bits[overflown] >> 16  # the largest floats would round to infinity
+        return bytes([BFLOAT16]) + _encode_planes(_rotated_left(rounded.astype("<u2")))
+    assert generator is not None, "int8 rounds at random"
+    # Unbiased: v / scale is rounded up with the probability of its fraction.
+    scale = max(np.float32(largest) / np.float32(127), np.finfo(np.float32).tiny)
+    levels = np.floor(values / np.float64(scale) + generator.random(len(values)))
+    bytes_ = np.clip(levels, -127, 127).astype(np.int8).view(np.uint8)
+    return struct.pack("<Bf", INT8, scale) + _encode_planes(bytes_)
+
+
+def decode_values(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
+    """The `count` finite values, of float32 or int64, that `encode_values` wrote; an array of their own."""
+    kind = reader.byte()
+    if kind == PLAIN:
+        values = reader.array(dtype.str, count).copy()
+    elif kind not in _WIDTHS or dtype != np.float32:
+        raise reader.refuse(f"has values of kind {kind}, expected 0 (plain) or, for float32, 1 to 4")
+    elif kind == FLOAT32:
+        values = _rotated_right(_decode_planes(reader, count, kind)).view("<f4")
+    elif kind == FLOAT16:
+        (shift,) = struct.unpack("<b", reader.take(1))
+        halves = _rotated_right(_decode_planes(reader, count, kind)).view("<f2")
+        with np.errstate(all="ignore"):  # a hostile value is refused below
+            values = np.ldexp(halves.astype(np.float32), -shift)
+    elif kind == BFLOAT16:
+        values = (_rotated_right(_decode_planes(reader, count, kind)).astype("<u4") << 16).view("<f4")
+    else:
+        (scale,) = struct.unpack("<f", reader.take(4))
+        if not 0 < scale < math.inf:
+            raise reader.refuse(f"has an int8 scale of {scale}, expected a positive number")
+        with np.errstate(all="ignore"):
+            values = _decode_planes(reader, count, kind).view(np.int8) * np.float32(scale)
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        raise reader.refuse(f"holds {np.count_nonzero(~np.isfinite(values))} non-finite values (NaN or infinity)")
+    return values
+
+
+def _encode_planes(bits: np.ndarray) -> bytes:
+    """Unsigned [n] -> `uint8 which planes are coded`, then its byte planes, the most significant first."""
+    planes = bits.view(np.uint8).reshape(len(bits), bits.itemsize).T[::-1]
+    coded_planes, parts = 0, []
+    for number, plane in enumerate(planes):
+        coded = _encode_plane(plane)
+        if coded is not None:
+            coded_planes |= 1 << number
+        parts.append(plane.tobytes() if coded is None else coded)
+    return b"".join([bytes([coded_planes]), *parts])
+
+
+def _decode_planes(reader: Reader, count: int, kind: int) -> np.ndarray:
+    dtype = np.dtype(_WIDTHS[kind])
+    coded_planes = reader.byte()
+    if coded_planes >> dtype.itemsize:
+        raise reader.refuse(f"marks planes {coded_planes:#x} as coded, it has only {dtype.itemsize}")
+    planes = np.empty((count, dtype.itemsize), np.uint8)
+    for number in range(dtype.itemsize):
+        is_coded = coded_planes >> number & 1
+        planes[:, -1 - number] = _decode_plane(reader, count) if is_coded else reader.array("u1", count)
+    return planes.view(dtype).reshape(count)
+
+
+def _encode_plane(plane: np.ndarray) -> bytes | None:
+    """`uint8 distinct - 1; distinct x (uint8 byte, uint32 count)`, and unless it is one, the coded bytes; or None."""
+    counts = np.bincount(plane, minlength=256)
+    present = np.flatnonzero(counts)
+    probabilities = counts[present] / max(len(plane), 1)
+    coded_bytes = 5 + _ENTRY.size * len(present) - len(plane) / 8 * (probabilities @ np.log2(probabilities))
+    if not len(plane) or coded_bytes > _WORTHWHILE * len(plane):
+        return None
+    table = b"".join(_ENTRY.pack(byte, counts[byte]) for byte in present)
+    header = bytes([len(present) - 1]) + table
+    if len(present) == 1:
+        return header
+    index_of = np.zeros(256, np.uint8)
+    index_of[present] = np.arange(len(present))
+    return header + encode_symbols(index_of[plane], probabilities)
+
+
+def _decode_plane(reader: Reader, count: int) -> np.ndarray:
+    distinct = reader.byte() + 1
+    table = reader.array("u1", distinct * _ENTRY.size).reshape(distinct, _ENTRY.size)
+    present, counts = table[:, 0], table[:, 1:].copy().view("<u4").reshape(distinct).astype(np.int64)
+    if not (present[1:] > present[:-1]).all() or not counts.all() or counts.sum() != count:
+        raise reader.refuse(f"has a table whose bytes do not rise strictly, or do not count up to {count}")
+    if distinct == 1:
+        return np.full(count, present[0])
+    symbols: np.ndarray = present[decode_symbols(reader, count, counts / count)]
+    return symbols
+
+
+def _rotated_left(bits: np.ndarray) -> np.ndarray:
+    rotated: np.ndarray = bits << bits.dtype.type(1) | bits >> bits.dtype.type(bits.itemsize * 8 - 1)
+    return rotated
+
+
+def _rotated_right(bits: np.ndarray) -> np.ndarray:
+    rotated: np.ndarray = bits >> bits.dtype.type(1) | bits << bits.dtype.type(bits.itemsize * 8 - 1)
+    return rotated
