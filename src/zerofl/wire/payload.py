@@ -116,16 +116,18 @@ def positions_size(sparse: Sparse, positions: str = "cheapest") -> int:
 
 def _encode_mask(mask: np.ndarray, count: int, positions: str) -> bytes:
     """Which entries are sent, bool [numel], `count` of them true -> `uint8 encoding` and the cheapest there is."""
-    csr_size = 4 + 4 * count
-    if positions == "csr" or csr_size < len(mask) // 64:  # so few that nothing else comes near
-        return struct.pack("<BI", CSR, count) + np.flatnonzero(mask).astype("<i4").tobytes()
-    bitmap = np.packbits(mask)
-    candidates = [bytes([BITMAP]) + bitmap.tobytes()]
-    if 0 < count < len(mask):
-        coded = encode_symbols(bitmap, mask_byte_probabilities(count, len(mask)))
-        candidates.append(struct.pack("<BI", CODED, count) + coded)
-    shortest = min(candidates, key=len)
-    return shortest if len(shortest) <= 1 + csr_size else _encode_mask(mask, count, "csr")
+    csr_size = 5 + 4 * count
+    candidates: list[bytes] = []
+    if positions == "cheapest":
+        bitmap = np.packbits(mask)
+        candidates.append(bytes([BITMAP]) + bitmap.tobytes())
+        if 0 < count < len(mask):
+            coded = encode_symbols(bitmap, mask_byte_probabilities(count, len(mask)))
+            candidates.append(struct.pack("<BI", CODED, count) + coded)
+    shortest = min(candidates, key=len, default=None)
+    if shortest is not None and len(shortest) <= csr_size:
+        return shortest
+    return struct.pack("<BI", CSR, count) + np.flatnonzero(mask).astype("<i4").tobytes()
 
 
 def _decode_tensor(reader: Reader, spec: TensorSpec) -> Tensor | Sparse:
