@@ -4,6 +4,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -11,7 +12,6 @@ from hypothesis.extra import numpy as hnp
 from zerofl.uplink import Sparse, Update, sparsified
 from zerofl.wire import (
     POSITIONS,
-    VALUES,
     Schema,
     WireError,
     decode,
@@ -74,21 +74,15 @@ def random_weights(numel: int, density: float) -> torch.Tensor:
     return torch.where(torch.rand(numel, generator=generator) < density, x, 0.0)
 
 
-GOLDEN_DIGESTS = {
-    "float32": "2a75b409ea384ba8",
-    "float16": "8b7c2efb96043be9",
-    "bfloat16": "74199580d38b7936",
-    "int8": "43519e6d741d3e58",
-}
-
-
-def test_golden_bytes_of_the_coded_forms() -> None:
-    """Their SHA-256 was taken once; a change means that payloads of before can no longer be read."""
-    import hashlib
-
-    x = random_weights(4000, 0.1).view(40, 100)
-    digests = {values: hashlib.sha256(one_tensor(x, values)).hexdigest()[:16] for values in VALUES}
-    assert digests == GOLDEN_DIGESTS
+def test_golden_bytes_of_coded_positions() -> None:
+    """Taken once; with other bytes here, payloads of before could no longer be read."""
+    x = torch.zeros(400)
+    x[::40] = 1.0
+    payload = one_tensor(x, positions="cheapest")
+    words = "0e944f065decf98f2e0f1400"
+    coded = b"\x03" + struct.pack("<II", 10, 3) + bytes.fromhex(words)
+    assert payload[13:] == coded + b"\x00" + struct.pack("<10f", *[1.0] * 10)
+    assert same_bits(back(payload, x), x)
 
 
 def test_the_schemas_digest_is_fixed() -> None:
@@ -210,7 +204,7 @@ def test_decoded_tensors_are_writable_and_our_own() -> None:
 
 
 CODED_X = random_weights(4000, 0.1).view(40, 100)
-CODED = one_tensor(CODED_X)  # coded positions, float32 values in planes of which the first is coded
+CODED = one_tensor(CODED_X)  # coded positions, float32 values in planes of which the first is compressed
 CODED_SCHEMA = schema_of({"x": CODED_X})
 WORDS = struct.unpack("<I", CODED[18:22])[0]
 VALUES_AT = 22 + 4 * WORDS
@@ -221,6 +215,13 @@ def changed(payload: bytes, offset: int, replacement: bytes) -> bytes:
     return payload[:offset] + replacement + payload[offset + len(replacement) :]
 
 
+def with_frame(frame: bytes) -> bytes:
+    """The coded payload with another zstd frame for its first plane."""
+    (length,) = struct.unpack("<I", CODED[VALUES_AT + 2 : VALUES_AT + 6])
+    return CODED[: VALUES_AT + 2] + struct.pack("<I", len(frame)) + frame + CODED[VALUES_AT + 6 + length :]
+
+
+UNSIZED = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(COUNT))
 G, C = GOLDEN["csr"], GOLDEN["cheapest"]
 W_AT = 13
 
@@ -250,14 +251,22 @@ MALFORMED = [
 MALFORMED_CODED = [
     (changed(CODED, 14, struct.pack("<I", 0)), r"claims 0 entries, expected 1 to 3999 of its 4000"),
     (changed(CODED, 14, struct.pack("<I", 4000)), r"claims 4000 entries, expected 1 to 3999"),
-    (changed(CODED, 14, struct.pack("<I", COUNT + 1)), r"claims \d+ entries, its positions are|hold more than its 500"),
+    (
+        changed(CODED, 14, struct.pack("<I", COUNT + 1)),
+        r"its positions are|hold more than its bitmap of 500",
+    ),
     (changed(CODED, 18, b"\xff\xff\xff\xff"), r"the payload ends within tensor 'x': 17179869180 bytes expected"),
-    (CODED[:18] + struct.pack("<I", 0) + CODED[VALUES_AT:], r"claims \d+ entries, its positions are|symbols"),
+    (CODED[:18] + struct.pack("<I", 0) + CODED[VALUES_AT:], r"claims \d+ entries, its positions are|bitmap of"),
     (CODED[: VALUES_AT - 4] + bytes(4) + CODED[VALUES_AT:], r"has words that no encoder writes"),
-    (CODED[:18] + struct.pack("<I", WORDS + 1) + b"\x07\0\0\0" + CODED[22:], r"symbols|its positions are"),
-    (changed(CODED, VALUES_AT + 1, b"\x11"), r"marks planes 0x11 as coded, it has only 4"),
-    (changed(CODED, VALUES_AT + 3, b"\xff"), r"has a table whose bytes do not rise strictly, or do not count up to"),
-    (changed(CODED, VALUES_AT + 4, bytes(4)), r"has a table whose bytes do not rise strictly, or do not count up to"),
+    (CODED[:18] + struct.pack("<I", WORDS + 1) + b"\x07\0\0\0" + CODED[22:], r"bitmap of|its positions are"),
+    (changed(CODED, VALUES_AT + 1, b"\x11"), r"marks planes 0x11 as compressed, it has only 4"),
+    (changed(CODED, VALUES_AT + 2, b"\xff" * 4), r"the payload ends within tensor 'x': 4294967295 bytes expected"),
+    (changed(CODED, VALUES_AT + 6, b"\0"), r"has a damaged zstd frame"),
+    (with_frame(zstandard.compress(bytes(COUNT + 1))), r"has a zstd frame of \d+ bytes, expected"),
+    (with_frame(zstandard.compress(bytes(10**8))), r"has a zstd frame of 100000000 bytes, expected"),
+    (with_frame(zstandard.compress(bytes(COUNT)) + b"x"), r"has a damaged zstd frame"),
+    (with_frame(zstandard.compress(bytes(COUNT))[:-1]), r"has a damaged zstd frame"),
+    (with_frame(UNSIZED), r"has a zstd frame of -1 bytes, expected"),
     (changed(CODED, VALUES_AT, bytes([4]) + struct.pack("<f", math.nan)), r"has an int8 scale of nan"),
     (changed(CODED, VALUES_AT, bytes([4]) + struct.pack("<f", -1.0)), r"has an int8 scale of -1"),
 ]
@@ -286,8 +295,7 @@ def test_bits_beyond_the_last_entry_are_refused() -> None:
 def test_infinity_in_half_precision_is_refused() -> None:
     x = torch.ones(2, 2)
     payload = one_tensor(x, "float16")
-    # Sixteen equal halves have one byte in each plane; 0x7c00 rotated by one is f8 00.
-    infinite = payload[:16] + b"\x03" + b"\x00" + struct.pack("<BI", 0xF8, 4) + b"\x00" + struct.pack("<BI", 0, 4)
+    infinite = payload[:16] + b"\x00" + b"\xf8" * 4 + b"\x00" * 4  # planes of 0x7c00, rotated by one: f8 00
     with pytest.raises(WireError, match="holds 4 non-finite values"):
         back(infinite, x)
 

@@ -1,12 +1,16 @@
 """`zerofl bench uplink`: the bytes and times of a real trained update on the wire."""
 
 import math
+import multiprocessing
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 from rich.table import Table
 
@@ -67,7 +71,7 @@ def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any
         "threads": torch.get_num_threads(),
         "dataset": dataset,
         "training": training,
-        "aggregation": _aggregation(received, update),
+        "aggregation": measure_aggregation(received, update),
         "rows": rows,
     }
 
@@ -130,20 +134,33 @@ def _mask_entropy_bytes(tensor: Sparse) -> float:
     return 0.0 if p in (0.0, 1.0) else -numel * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
 
 
-def _aggregation(received: State, update: Update) -> dict[str, Any]:
-    """The time and the peak memory of decoding and averaging ten updates, in models of memory."""
-    schema = schema_of(received)
-    payload = encode(update, schema)
+def measure_aggregation(received: State, update: Update, copies: int = AGGREGATED) -> dict[str, Any]:
+    """The time and peak memory of decoding and averaging `copies` of an update, in a process of its own.
+
+    Only there does the memory that is asked for show, and not be served from what other work has freed.
+    """
+    payload = encode(update, schema_of(received))
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.torch.save_file(received, Path(folder) / "received")
+        (Path(folder) / "payload").write_bytes(payload)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_aggregate, Path(folder), list(received), copies).result()
+
+
+def _aggregate(folder: Path, names: list[str], copies: int) -> dict[str, Any]:
+    tensors = safetensors.torch.load_file(folder / "received")
+    received = {name: tensors[name] for name in names}
+    schema, payload = schema_of(received), (folder / "payload").read_bytes()
     before = _reset_peak_memory()
     started = time.perf_counter()
     average = Average(received)
-    for _ in range(AGGREGATED):
+    for _ in range(copies):
         average.add(decode(payload, schema), 450)
-    average.of(update.adds)
+    average.of(adds=False)
     seconds = time.perf_counter() - started
     peak = None if before is None else _status_bytes("VmHWM") - before
     models = None if peak is None else peak / schema.dense_bytes
-    return {"updates": AGGREGATED, "seconds": seconds, "peak_bytes": peak, "peak_models": models}
+    return {"updates": copies, "seconds": seconds, "peak_bytes": peak, "peak_models": models}
 
 
 def _reset_peak_memory() -> int | None:

@@ -48,8 +48,8 @@ def read_payload(message: Message) -> bytes:
     return _payload(records[0])
 
 
-def read_metrics(message: Message) -> dict[str, float]:
-    """The scalar figures of a reply, with `num-examples`, a whole number from 1 to 2^32 - 1.
+def read_metrics(message: Message, most_examples: int) -> dict[str, float]:
+    """The scalar figures of a reply, with `num-examples`, a whole number from 1 to what any client can have.
 
     Raises:
         ValueError: the reply does not hold exactly one record of figures, or no such number of examples.
@@ -59,8 +59,8 @@ def read_metrics(message: Message) -> dict[str, float]:
         raise ValueError(f"the reply holds {len(records)} metric records, expected one")
     metrics = {key: value for key, value in records[0].items() if isinstance(value, (int, float))}
     examples = metrics.get("num-examples")
-    if not isinstance(examples, int) or not 1 <= examples < 2**32:
-        raise ValueError(f"num-examples is {examples!r}, expected a whole number from 1 to 2^32 - 1")
+    if not isinstance(examples, int) or not 1 <= examples <= most_examples:
+        raise ValueError(f"num-examples is {examples!r}, expected a whole number from 1 to {most_examples}")
     return metrics
 
 

@@ -26,6 +26,7 @@ from zerofl.uplink import UPLINKS, State
 from zerofl.wire import Schema, decode, encode_state, schema_of
 
 Record = dict[str, Any]
+Replies = list[tuple[int, Message]]
 OnRound = Callable[[Record], None]
 
 
@@ -66,38 +67,27 @@ def serve(
         state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
         optimizer_state, done = checkpoint.optimizer_state, checkpoint.round
     nodes = _nodes_by_client(grid, experiment)
+    adds = UPLINKS[experiment.uplink].adds
+    most_examples = math.ceil(len(dataset.train.labels) / experiment.clients)  # the largest part of the partition
 
+    payload = encode_state(state, schema)
     for round in range(done + 1, experiment.rounds + 1):
         started = time.perf_counter()
-        payload = encode_state(state, schema)
         clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
         content = instruction(payload, experiment, round)
         replies, failures = _exchange(grid, MessageType.TRAIN, content, nodes, clients, round, experiment)
 
-        average = Average(state)
-        adds = UPLINKS[experiment.uplink].adds
-        client_records: list[Record] = []
-        uplink_bytes = 0
-        for client, reply in replies:
-            try:
-                update_payload = read_payload(reply)
-                uplink_bytes += len(update_payload)
-                metrics = read_metrics(reply)
-                update = decode(update_payload, schema)
-                if update.adds != adds:
-                    raise ValueError(
-                        f"the update {'adds' if update.adds else 'replaces'}, {experiment.uplink} does not"
-                    )
-            except ValueError as error:
-                failures[client] = f"{type(error).__name__}: {error}"
-                continue
-            average.add(update, int(metrics["num-examples"]))
-            client_records.append(_client_record(round, client, metrics, len(update_payload)))
+        average, client_records, uplink_bytes = _sum_updates(
+            replies, failures, state, schema, adds, most_examples, round
+        )
         if len(client_records) < experiment.min_replies:
             raise RoundError(_too_few(round, len(client_records), experiment, failures))
-
         state, optimizer_state = optimizer.step(state, average.of(adds), optimizer_state)
-        downlinks = len(clients)
+        downlink_bytes = len(clients) * len(payload)
+        try:
+            payload = encode_state(state, schema)
+        except ValueError as error:
+            raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
         record: Record = {
             "round": round,
             "lr": learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
@@ -109,13 +99,13 @@ def serve(
         if last or round % experiment.evaluate_every == 0:
             record |= _test(model, state, dataset)
         if experiment.validate_every and (last or round % experiment.validate_every == 0):
-            accuracy, failures = _validate(grid, state, schema, nodes, clients, round, experiment)
+            accuracy, failures = _validate(grid, payload, nodes, clients, round, experiment, most_examples)
             record["validation_accuracy"] = accuracy
             record["failures"] += _failure_records({c: f"validation: {cause}" for c, cause in failures.items()})
-            downlinks += len(clients)
+            downlink_bytes += len(clients) * len(payload)
         record |= {
             "uplink_bytes": uplink_bytes,
-            "downlink_bytes": downlinks * len(payload),
+            "downlink_bytes": downlink_bytes,
             "nonzero_ratio": {name: nonzero_ratio(state[f"{name}.weight"]) for name, _ in sparse_layers(model)},
             "seconds": time.perf_counter() - started,
         }
@@ -158,7 +148,7 @@ def _exchange(
     clients: list[int],
     round: int,
     experiment: Experiment,
-) -> tuple[list[tuple[int, Message]], dict[int, str]]:
+) -> tuple[Replies, dict[int, str]]:
     """Send `content` to the clients; returns their replies in client order, and why the others gave none."""
     client_of = {nodes[client]: client for client in clients}
     messages = [Message(content, nodes[client], message_type, group_id=str(round)) for client in clients]
@@ -175,6 +165,39 @@ def _exchange(
     return sorted(replies.items()), failures
 
 
+def _sum_updates(
+    replies: Replies,
+    failures: dict[int, str],
+    state: State,
+    schema: Schema,
+    adds: bool,
+    most_examples: int,
+    round: int,
+) -> tuple[Average, list[Record], int]:
+    """Decode and add the updates in client order; returns the sum, a record for each usable one, and the bytes of all.
+
+    A client whose reply is malformed is put to the failures, with the cause.
+    """
+    average = Average(state)
+    records: list[Record] = []
+    uplink_bytes = 0
+    for client, reply in replies:
+        try:
+            payload = read_payload(reply)
+            uplink_bytes += len(payload)
+            metrics = read_metrics(reply, most_examples)
+            update = decode(payload, schema)
+            if update.adds != adds:
+                kinds = {False: "weights", True: "changes"}
+                raise ValueError(f"the update holds {kinds[update.adds]}, the experiment's uplink sends {kinds[adds]}")
+        except ValueError as error:
+            failures[client] = f"{type(error).__name__}: {error}"
+            continue
+        average.add(update, int(metrics["num-examples"]))
+        records.append(_client_record(round, client, metrics, len(payload)))
+    return average, records, uplink_bytes
+
+
 def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
     model.load_state_dict(state, assign=True)
     loss, accuracy = evaluate(model, dataset.test, dataset)
@@ -183,20 +206,20 @@ def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
 
 def _validate(
     grid: Grid,
-    state: State,
-    schema: Schema,
+    payload: bytes,
     nodes: dict[int, int],
     clients: list[int],
     round: int,
     experiment: Experiment,
+    most_examples: int,
 ) -> tuple[float | None, dict[int, str]]:
     """The new model's accuracy on the validation samples of the round's clients, weighted by their number."""
-    content = instruction(encode_state(state, schema), experiment, round)
+    content = instruction(payload, experiment, round)
     replies, failures = _exchange(grid, MessageType.EVALUATE, content, nodes, clients, round, experiment)
     records = []
     for client, reply in replies:
         try:
-            records.append(read_metrics(reply))
+            records.append(read_metrics(reply, most_examples))
         except ValueError as error:
             failures[client] = f"{type(error).__name__}: {error}"
     return _mean(records, "accuracy"), failures

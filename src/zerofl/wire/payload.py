@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zerofl.uplink import Sparse, State, Update, sparsified
-from zerofl.wire.entropy import decode_symbols, encode_symbols, mask_byte_probabilities
+from zerofl.wire.entropy import decode_bitmap, encode_bitmap
 from zerofl.wire.reader import Reader, WireError
 from zerofl.wire.schema import ITEM_BYTES, Schema, TensorSpec
 from zerofl.wire.values import FLOAT32, PLAIN, VALUES, decode_values, encode_values
@@ -122,7 +122,7 @@ def _encode_mask(mask: np.ndarray, count: int, positions: str) -> bytes:
         bitmap = np.packbits(mask)
         candidates.append(bytes([BITMAP]) + bitmap.tobytes())
         if 0 < count < len(mask):
-            coded = encode_symbols(bitmap, mask_byte_probabilities(count, len(mask)))
+            coded = encode_bitmap(bitmap, count, len(mask))
             candidates.append(struct.pack("<BI", CODED, count) + coded)
     shortest = min(candidates, key=len, default=None)
     if shortest is not None and len(shortest) <= csr_size:
@@ -159,14 +159,13 @@ def _decode_mask(reader: Reader, encoding: int, numel: int) -> np.ndarray:
         mask = np.zeros(numel, bool)
         mask[positions] = True
         return np.packbits(mask)
-    size = -(-numel // 8)
     if encoding == BITMAP:
-        bitmap = reader.array("u1", size).copy()
+        bitmap = reader.array("u1", -(-numel // 8)).copy()
     else:
         count = reader.uint32()
         if not 0 < count < numel:
             raise reader.refuse(f"claims {count} entries, expected 1 to {numel - 1} of its {numel}")
-        bitmap = decode_symbols(reader, size, mask_byte_probabilities(count, numel))
+        bitmap = decode_bitmap(reader, count, numel)
         if np.bitwise_count(bitmap).sum() != count:
             raise reader.refuse(f"claims {count} entries, its positions are {np.bitwise_count(bitmap).sum()}")
     if numel % 8 and bitmap[-1] & (0xFF >> numel % 8):

@@ -1,4 +1,4 @@
-"""The values of a tensor as bytes: plain, or in byte planes that are entropy-coded where that pays.
+"""The values of a tensor as bytes: plain, or in byte planes that are compressed where that pays.
 
 A float's bits are rotated by one, so that its exponent fills a whole byte and its sign becomes the lowest bit. Trained
 weights, and the largest of them in particular, have few exponents: that plane shrinks to a small part.
@@ -8,8 +8,8 @@ import math
 import struct
 
 import numpy as np
+import zstandard
 
-from zerofl.wire.entropy import decode_symbols, encode_symbols
 from zerofl.wire.reader import Reader
 
 PLAIN, FLOAT32, FLOAT16, BFLOAT16, INT8 = range(5)
@@ -17,9 +17,9 @@ PLAIN, FLOAT32, FLOAT16, BFLOAT16, INT8 = range(5)
 VALUES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": INT8}
 """The value types of an update by name: float32 is lossless, the others round tensors of two or more dimensions."""
 
-# A plane is coded only where it shrinks by a twentieth: below that the time to decode it is not worth its bytes.
-_WORTHWHILE = 0.95
-_ENTRY = struct.Struct("<BI")
+# A plane is compressed only where it shrinks by a twentieth. zstd's first level is mostly its Huffman coder, a few
+# nanoseconds a byte; weights have no repetitions that the higher ones could find.
+_WORTHWHILE, _LEVEL = 0.95, 1
 _WIDTHS = {FLOAT32: "<u4", FLOAT16: "<u2", BFLOAT16: "<u2", INT8: "<u1"}
 
 
@@ -81,56 +81,43 @@ def decode_values(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _encode_planes(bits: np.ndarray) -> bytes:
-    """Unsigned [n] -> `uint8 which planes are coded`, then its byte planes, the most significant first."""
+    """Unsigned [n] -> `uint8 which planes are compressed`, then its byte planes, the most significant first."""
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
     planes = bits.view(np.uint8).reshape(len(bits), bits.itemsize).T[::-1]
-    coded_planes, parts = 0, []
+    compressed_planes, parts = 0, []
     for number, plane in enumerate(planes):
-        coded = _encode_plane(plane)
-        if coded is not None:
-            coded_planes |= 1 << number
-        parts.append(plane.tobytes() if coded is None else coded)
-    return b"".join([bytes([coded_planes]), *parts])
+        raw = plane.tobytes()
+        frame = compressor.compress(raw)
+        if len(frame) + 4 <= _WORTHWHILE * len(raw):
+            compressed_planes |= 1 << number
+            raw = struct.pack("<I", len(frame)) + frame
+        parts.append(raw)
+    return b"".join([bytes([compressed_planes]), *parts])
 
 
 def _decode_planes(reader: Reader, count: int, kind: int) -> np.ndarray:
     dtype = np.dtype(_WIDTHS[kind])
-    coded_planes = reader.byte()
-    if coded_planes >> dtype.itemsize:
-        raise reader.refuse(f"marks planes {coded_planes:#x} as coded, it has only {dtype.itemsize}")
+    compressed_planes = reader.byte()
+    if compressed_planes >> dtype.itemsize:
+        raise reader.refuse(f"marks planes {compressed_planes:#x} as compressed, it has only {dtype.itemsize}")
     planes = np.empty((count, dtype.itemsize), np.uint8)
     for number in range(dtype.itemsize):
-        is_coded = coded_planes >> number & 1
-        planes[:, -1 - number] = _decode_plane(reader, count) if is_coded else reader.array("u1", count)
+        is_compressed = compressed_planes >> number & 1
+        planes[:, -1 - number] = _decompress(reader, count) if is_compressed else reader.array("u1", count)
     return planes.view(dtype).reshape(count)
 
 
-def _encode_plane(plane: np.ndarray) -> bytes | None:
-    """`uint8 distinct - 1; distinct x (uint8 byte, uint32 count)`, and unless it is one, the coded bytes; or None."""
-    counts = np.bincount(plane, minlength=256)
-    present = np.flatnonzero(counts)
-    probabilities = counts[present] / max(len(plane), 1)
-    coded_bytes = 5 + _ENTRY.size * len(present) - len(plane) / 8 * (probabilities @ np.log2(probabilities))
-    if not len(plane) or coded_bytes > _WORTHWHILE * len(plane):
-        return None
-    table = b"".join(_ENTRY.pack(byte, counts[byte]) for byte in present)
-    header = bytes([len(present) - 1]) + table
-    if len(present) == 1:
-        return header
-    index_of = np.zeros(256, np.uint8)
-    index_of[present] = np.arange(len(present))
-    return header + encode_symbols(index_of[plane], probabilities)
-
-
-def _decode_plane(reader: Reader, count: int) -> np.ndarray:
-    distinct = reader.byte() + 1
-    table = reader.array("u1", distinct * _ENTRY.size).reshape(distinct, _ENTRY.size)
-    present, counts = table[:, 0], table[:, 1:].copy().view("<u4").reshape(distinct).astype(np.int64)
-    if not (present[1:] > present[:-1]).all() or not counts.all() or counts.sum() != count:
-        raise reader.refuse(f"has a table whose bytes do not rise strictly, or do not count up to {count}")
-    if distinct == 1:
-        return np.full(count, present[0])
-    symbols: np.ndarray = present[decode_symbols(reader, count, counts / count)]
-    return symbols
+def _decompress(reader: Reader, count: int) -> np.ndarray:
+    """The `count` bytes of a zstd frame that declares just that size: nothing more is allocated."""
+    frame = reader.take(reader.uint32())
+    try:
+        if (size := zstandard.frame_content_size(frame)) != count:
+            raise reader.refuse(f"has a zstd frame of {size} bytes, expected {count}")
+        # Bytes after the frame, or a second one, would be read by nobody.
+        plane = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise reader.refuse(f"has a damaged zstd frame: {error}") from error
+    return np.frombuffer(plane, np.uint8)
 
 
 def _rotated_left(bits: np.ndarray) -> np.ndarray:
