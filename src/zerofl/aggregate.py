@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,8 @@ class Average:
         for name, tensor in update.tensors.items():
             total = self._sums[name]
             if isinstance(tensor, Sparse):
-                total.view(-1)[tensor.mask()] += tensor.values * (num_examples * _SCALE)
+                positions = torch.from_numpy(np.flatnonzero(tensor.mask()))
+                total.view(-1).index_add_(0, positions, tensor.values, alpha=num_examples * _SCALE)
             else:
                 total.add_(tensor, alpha=num_examples * _SCALE)
 

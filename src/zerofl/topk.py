@@ -55,7 +55,7 @@ def active(x: Tensor, threshold: Tensor) -> Tensor:
 
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
     """`x` with its inactive entries set to zero."""
-    return torch.where(active(x, threshold), x, 0.0)
+    return torch.where(x.abs() < threshold, 0.0, x)
 
 
 def _check_k(x: Tensor, k: int) -> None:

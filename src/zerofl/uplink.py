@@ -25,15 +25,15 @@ class Sparse(NamedTuple):
     values: Tensor
     shape: torch.Size
 
-    def mask(self) -> Tensor:
+    def mask(self) -> np.ndarray:
         """Which entries are there: bool [numel]."""
-        return torch.from_numpy(np.unpackbits(self.bits.numpy(), count=self.shape.numel()).view(bool))
+        return np.unpackbits(self.bits.numpy(), count=self.shape.numel()).view(bool)
 
     def to_dense(self) -> Tensor:
         """The tensor, with zeros elsewhere."""
-        dense = self.values.new_zeros(self.shape.numel())
-        dense[self.mask()] = self.values
-        return dense.view(self.shape)
+        dense = np.zeros(self.shape.numel(), np.float32)
+        dense[self.mask()] = self.values.numpy()
+        return torch.from_numpy(dense).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,6 @@ def make_update(
 
 def sparsified(x: Tensor) -> Sparse:
     """The entries of float32 `x` that are not +0, to the bit: -0 is kept."""
-    flat = x.detach().contiguous().flatten()
-    mask = flat.view(torch.int32) != 0
-    return Sparse(torch.from_numpy(np.packbits(mask.numpy())), flat[mask], x.shape)
+    flat = x.detach().contiguous().flatten().numpy()
+    mask = flat.view(np.int32) != 0
+    return Sparse(torch.from_numpy(np.packbits(mask)), torch.from_numpy(flat[mask]), x.shape)

@@ -49,7 +49,7 @@ def encode(
             raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)}, the schema says {tuple(shape)}")
         kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
         if isinstance(tensor, Sparse) and tensor.values.numel() < shape.numel():
-            parts.append(_encode_mask(tensor.mask().numpy(), tensor.values.numel(), positions))
+            parts.append(_encode_mask(tensor.mask(), tensor.values.numel(), positions))
             entries = tensor.values
         else:
             parts.append(bytes([DENSE]))
@@ -111,7 +111,7 @@ def decode_state(payload: bytes, schema: Schema) -> State:
 
 def positions_size(sparse: Sparse, positions: str = "cheapest") -> int:
     """The bytes that a sparse tensor's positions take on the wire."""
-    return len(_encode_mask(sparse.mask().numpy(), sparse.values.numel(), positions))
+    return len(_encode_mask(sparse.mask(), sparse.values.numel(), positions))
 
 
 def _encode_mask(mask: np.ndarray, count: int, positions: str) -> bytes:
