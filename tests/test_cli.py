@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from zerofl.cli import main
-from zerofl.results import read_lines, read_summary
+from zerofl.results import locked, read_lines, read_summary
 
 
 @pytest.fixture
@@ -58,6 +58,17 @@ def test_finished_runs_are_skipped_on_resume_and_kept_otherwise(
     assert main([*arguments, "--resume"]) == 0
     assert "sparse: finished before" in capsys.readouterr().out
     assert (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text() == before
+
+
+def test_two_processes_do_not_run_into_one_folder(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    with locked(out / "full"):
+        assert main(["run", file, "--out", str(out)]) == 1
+    assert f"full: {out / 'full'} is in use by another process" in capsys.readouterr().err
+    assert not (out / "full" / "rounds.jsonl").exists()
+    assert (out / "sparse" / "summary.json").exists()
 
 
 def test_the_default_folder_is_runs_and_the_files_name(

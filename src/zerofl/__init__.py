@@ -1,6 +1,8 @@
 """ZeroFL (Qiu et al., ICLR 2022): federated learning with sparse local training and sparse uplinks."""
 
+from importlib.metadata import version
+
 from zerofl.layers import SparseConv2d, SparseLinear, realised_sparsity, sparsify_
 
 __all__ = ["SparseConv2d", "SparseLinear", "realised_sparsity", "sparsify_"]
-__version__ = "0.1.0"
+__version__ = version("zerofl")

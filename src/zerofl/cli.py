@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -20,6 +21,7 @@ from zerofl.results import (
     ResultsError,
     check_run,
     is_finished,
+    locked,
     open_run,
     read_lines,
     read_summary,
@@ -123,19 +125,21 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         if is_finished(directory):
             console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
             continue
-        checkpoint = open_run(directory, experiment)
-        earlier = read_lines(directory / ROUNDS)
         try:
-            with RunProgress(console, experiment.name, experiment.rounds, earlier) as progress:
-                app = server_app(experiment, directory, checkpoint, progress)
-                ENGINES[options.engine](app, client_app, experiment.clients, experiment.threads)
+            with locked(directory):
+                checkpoint = open_run(directory, experiment)
+                with RunProgress(
+                    console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)
+                ) as progress:
+                    app = server_app(experiment, directory, checkpoint, progress)
+                    ENGINES[options.engine](app, client_app, experiment.clients, experiment.threads)
         except KeyboardInterrupt:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
             return INTERRUPTED
         except OSError:
             raise  # a full disk stops the other runs too
         except Exception as error:
-            if not isinstance(error, (RoundError, EngineError)):
+            if not isinstance(error, (RoundError, EngineError, ResultsError)):
                 traceback.print_exc()  # not foreseen: say where
             errors.print(f"zerofl: {experiment.name}: {error}", markup=False, highlight=False)
             failed.append(experiment)
@@ -156,13 +160,13 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def _resume_command(options: argparse.Namespace) -> str:
-    words = ["zerofl run", options.experiments]
-    words += [f"--only {name}" for name in options.only or []]
-    words += [f"--set {setting}" for setting in options.settings]
-    words += [f"--root {options.root}"] if options.root is not None else []
-    words += [f"--out {options.out}"] if options.out else []
-    words += [f"--engine {options.engine}"] if options.engine != "in-process" else []
-    return " ".join([*words, "--resume"])
+    words = ["zerofl", "run", options.experiments]
+    for option, values in (("--only", options.only or []), ("--set", options.settings)):
+        words += [word for value in values for word in (option, value)]
+    words += ["--root", options.root] if options.root is not None else []
+    words += ["--out", str(options.out)] if options.out else []
+    words += ["--engine", options.engine] if options.engine != "in-process" else []
+    return shlex.join([*words, "--resume"])
 
 
 if __name__ == "__main__":

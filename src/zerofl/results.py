@@ -9,11 +9,13 @@ summary.json            the figures of the whole run; it exists exactly when the
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import platform
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +28,14 @@ from safetensors import safe_open
 from zerofl.experiment import Experiment, differing_keys, make_experiment
 from zerofl.uplink import State
 
-EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, MODEL, SUMMARY = (
+EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, MODEL, SUMMARY, LOCK = (
     "experiment.toml",
     "rounds.jsonl",
     "clients.jsonl",
     "checkpoint.safetensors",
     "model.safetensors",
     "summary.json",
+    ".lock",
 )
 
 
@@ -82,6 +85,22 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
     for file in (ROUNDS, CLIENTS):
         _drop_rounds_after(directory / file, checkpoint.round if checkpoint else 0)
     return checkpoint
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep every other process from running into this folder; the lock ends with the process, however it ends.
+
+    Raises:
+        ResultsError: another process has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ResultsError(f"{directory} is in use by another process; wait for it, or write elsewhere") from error
+        yield
 
 
 def is_finished(directory: Path) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from zerofl.data import Dataset, load_dataset
 from zerofl.data.partition import lda_partition, validation_split
 from zerofl.experiment import Experiment
-from zerofl.flower.messages import PARTITION_ID, read_instruction, train_reply
+from zerofl.flower.messages import read_instruction, train_reply
 from zerofl.layers import realised_sparsity, sparse_layers
 from zerofl.rng import rng
 from zerofl.train import empty_model, evaluate, train
@@ -37,24 +37,17 @@ def _failures_as_replies(handler: Handler) -> Handler:
         try:
             return handler(message, context)
         except Exception as error:
-            _log.debug("client %s failed", context.node_config.get(PARTITION_ID), exc_info=True)
+            _log.debug("a client failed", exc_info=True)
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
     return handle
 
 
-@app.query()
-def _query(message: Message, context: Context) -> Message:
-    """Which partition this node holds; the server samples partitions, because node ids are random."""
-    return Message(RecordDict({"node": MetricRecord({PARTITION_ID: _client(context)})}), reply_to=message)
-
-
 @app.train()
 @_failures_as_replies
 def _train(message: Message, context: Context) -> Message:
-    payload, experiment, round = read_instruction(message)
-    client = _client(context)
+    payload, experiment, round, client = read_instruction(message)
     torch.set_num_threads(experiment.threads)
     dataset, (training, _) = _client_data(experiment, client)
     model = empty_model(experiment, dataset)
@@ -93,9 +86,9 @@ def _train(message: Message, context: Context) -> Message:
 @app.evaluate()
 @_failures_as_replies
 def _evaluate(message: Message, context: Context) -> Message:
-    payload, experiment, _ = read_instruction(message)
+    payload, experiment, _, client = read_instruction(message)
     torch.set_num_threads(experiment.threads)
-    dataset, (_, validation) = _client_data(experiment, _client(context))
+    dataset, (_, validation) = _client_data(experiment, client)
     if not len(validation):
         raise ValueError("it has no validation samples; raise validation_fraction, or set validate_every = 0")
     model = empty_model(experiment, dataset)
@@ -103,13 +96,6 @@ def _evaluate(message: Message, context: Context) -> Message:
     loss, accuracy = evaluate(model, dataset.train.take(validation), dataset)
     metrics = MetricRecord({"num-examples": len(validation), "loss": loss, "accuracy": accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
-
-
-def _client(context: Context) -> int:
-    client = context.node_config.get(PARTITION_ID)
-    if not isinstance(client, int):
-        raise ValueError(f"the node's config has {PARTITION_ID} = {client!r}, expected the number of its client")
-    return client
 
 
 def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:

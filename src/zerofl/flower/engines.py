@@ -11,7 +11,6 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
-from zerofl.flower.messages import PARTITION_ID
 
 RUN_ID, SERVER_NODE_ID, FIRST_CLIENT_NODE_ID = 1, 1, 2
 
@@ -79,7 +78,7 @@ class InProcessGrid(Grid):
     def _answer(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
-            config: UserConfig = {PARTITION_ID: node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
+            config: UserConfig = {"partition-id": node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
             self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), {})
         try:
             return self._client_app(message, self._contexts[node_id])

@@ -1,6 +1,7 @@
 """How a payload, an experiment and a client's figures lie in a Flower message."""
 
 import dataclasses
+from typing import NamedTuple
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
@@ -9,26 +10,34 @@ from zerofl.experiment import Experiment, make_experiment
 # A serialisation type of our own: Flower chunks it like any array, and its stock strategies refuse it loudly instead of
 # averaging the bytes.
 PAYLOAD_STYPE = "zerofl.payload"
-PARTITION_ID = "partition-id"  # Flower's own key of a simulated node's config
 
 
-def instruction(payload: bytes, experiment: Experiment, round: int) -> RecordDict:
-    """What the server sends a client to train or to evaluate: the model, the experiment and the round."""
-    return RecordDict(
-        {
-            "model": _payload_record(payload),
-            "experiment": ConfigRecord(dataclasses.asdict(experiment)),
-            "round": ConfigRecord({"round": round}),
-        }
-    )
+class Instruction(NamedTuple):
+    """What a client is told: to be `client` of `experiment` in `round`, with the model in `payload`."""
+
+    payload: bytes
+    experiment: Experiment
+    round: int
+    client: int
 
 
-def read_instruction(message: Message) -> tuple[bytes, Experiment, int]:
-    """The payload, the experiment and the round of an instruction."""
-    experiment = make_experiment(dict(message.content.config_records["experiment"]))
-    round = message.content.config_records["round"]["round"]
+def instructions(payload: bytes, experiment: Experiment, round: int, clients: list[int]) -> list[RecordDict]:
+    """What the server sends each of the clients to train or to evaluate. They share the model's bytes."""
+    model, settings = _payload_record(payload), ConfigRecord(dataclasses.asdict(experiment))
+    return [
+        RecordDict({"model": model, "experiment": settings, "round": ConfigRecord({"round": round, "client": client})})
+        for client in clients
+    ]
+
+
+def read_instruction(message: Message) -> Instruction:
+    """The instruction in a message, on the client."""
+    records = message.content.config_records
+    experiment, place = make_experiment(dict(records["experiment"])), records["round"]
+    round, client = place["round"], place["client"]
     assert isinstance(round, int)
-    return _payload(message.content.array_records["model"]), experiment, round
+    assert isinstance(client, int)
+    return Instruction(_payload(message.content.array_records["model"]), experiment, round, client)
 
 
 def train_reply(payload: bytes, metrics: dict[str, int | float]) -> RecordDict:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from zerofl.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
 from zerofl.data import Dataset, load_dataset
 from zerofl.experiment import Experiment
-from zerofl.flower.messages import PARTITION_ID, instruction, read_metrics, read_payload
+from zerofl.flower.messages import instructions, read_metrics, read_payload
 from zerofl.layers import sparse_layers
 from zerofl.results import Checkpoint, finish_run, save_round
 from zerofl.rng import cohort
@@ -74,9 +74,7 @@ def serve(
     for round in range(done + 1, experiment.rounds + 1):
         started = time.perf_counter()
         clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
-        content = instruction(payload, experiment, round)
-        replies, failures = _exchange(grid, MessageType.TRAIN, content, nodes, clients, round, experiment)
-
+        replies, failures = _exchange(grid, MessageType.TRAIN, payload, nodes, clients, round, experiment)
         average, client_records, uplink_bytes = _sum_updates(
             replies, failures, state, schema, adds, most_examples, round
         )
@@ -123,35 +121,34 @@ def _server_optimizer(experiment: Experiment, parameters: list[str]) -> ServerOp
 
 
 def _nodes_by_client(grid: Grid, experiment: Experiment) -> dict[int, int]:
-    """The node id of every client. Node ids are random; the partitions the nodes hold are not."""
-    messages = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in grid.get_node_ids()]
-    replies = grid.send_and_receive(messages, timeout=experiment.reply_timeout_seconds)
-    nodes: dict[int, int] = {}
-    for reply in replies:
-        if reply.has_content():
-            client = reply.content.metric_records["node"][PARTITION_ID]
-            assert isinstance(client, int)
-            nodes[client] = reply.metadata.src_node_id
-    missing = set(range(experiment.clients)) - nodes.keys()
-    if missing:
-        raise RoundError(
-            f"the experiment has {experiment.clients} clients, but no node holds the partitions {_shortened(missing)}"
-        )
-    return nodes
+    """A node id for every client. Ids are random, and any node can be any client: an instruction says which.
+
+    Waits for the nodes to be there: on Ray they come up beside the server.
+    """
+    deadline = time.monotonic() + experiment.reply_timeout_seconds
+    while len(node_ids := sorted(grid.get_node_ids())) < experiment.clients:
+        if time.monotonic() > deadline:
+            raise RoundError(f"the experiment has {experiment.clients} clients, but only {len(node_ids)} nodes came")
+        time.sleep(0.1)
+    return dict(enumerate(node_ids[: experiment.clients]))
 
 
 def _exchange(
     grid: Grid,
     message_type: str,
-    content: RecordDict,
+    payload: bytes,
     nodes: dict[int, int],
     clients: list[int],
     round: int,
     experiment: Experiment,
 ) -> tuple[Replies, dict[int, str]]:
-    """Send `content` to the clients; returns their replies in client order, and why the others gave none."""
+    """Send the model to the clients; returns their replies in client order, and why the others gave none."""
     client_of = {nodes[client]: client for client in clients}
-    messages = [Message(content, nodes[client], message_type, group_id=str(round)) for client in clients]
+    contents = instructions(payload, experiment, round, clients)
+    messages = [
+        Message(content, nodes[client], message_type, group_id=str(round))
+        for client, content in zip(clients, contents, strict=True)
+    ]
     timeout = experiment.reply_timeout_seconds
     failures = dict.fromkeys(clients, f"no reply within {timeout:g} s")
     replies: dict[int, Message] = {}
@@ -214,8 +211,7 @@ def _validate(
     most_examples: int,
 ) -> tuple[float | None, dict[int, str]]:
     """The new model's accuracy on the validation samples of the round's clients, weighted by their number."""
-    content = instruction(payload, experiment, round)
-    replies, failures = _exchange(grid, MessageType.EVALUATE, content, nodes, clients, round, experiment)
+    replies, failures = _exchange(grid, MessageType.EVALUATE, payload, nodes, clients, round, experiment)
     records = []
     for client, reply in replies:
         try:
@@ -254,8 +250,3 @@ def _too_few(round: int, good: int, experiment: Experiment, failures: dict[int, 
         f"round {round}: {good} of {experiment.clients_per_round} clients sent a usable update, min_replies = "
         f"{experiment.min_replies} are needed. {causes}"
     )
-
-
-def _shortened(numbers: set[int]) -> str:
-    first = ", ".join(str(number) for number in sorted(numbers)[:5])
-    return f"{first} and {len(numbers) - 5} more" if len(numbers) > 5 else first

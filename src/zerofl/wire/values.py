@@ -49,8 +49,8 @@ def encode_values(values: np.ndarray, kind: int, generator: np.random.Generator 
     # The scale is a step smaller than largest / 127, so that 127 times it is never above the largest float.
     scale = max(np.nextafter(np.float32(largest / 127), np.float32(0)), np.finfo(np.float32).tiny)
     levels = np.floor(values / np.float64(scale) + generator.random(len(values)))
-    bytes_ = np.clip(levels, -127, 127).astype(np.int8).view(np.uint8)
-    return struct.pack("<Bf", INT8, scale) + _encode_planes(bytes_)
+    levels = np.clip(levels, -127, 127).astype(np.int8)
+    return struct.pack("<Bf", INT8, scale) + _encode_planes(levels.view(np.uint8))
 
 
 def decode_values(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
