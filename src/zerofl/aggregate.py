@@ -44,11 +44,12 @@ class Average:
         """The averaged model: entries nobody sent are zero, or with `adds` unchanged. Integer counters are rounded."""
         averaged: State = {}
         for name, received in self._received.items():
-            mean = self._sums.pop(name).double() / (self._examples * _SCALE)
+            total = self._sums.pop(name)
+            mean = total.double().div_(self._examples * _SCALE)
             if not received.is_floating_point():
                 averaged[name] = mean.round_().to(received.dtype)
             else:
-                averaged[name] = (mean.add_(received) if adds else mean).to(received.dtype)
+                averaged[name] = total.copy_(mean.add_(received) if adds else mean)  # in place: no second model
         return averaged
 
 
