@@ -5,6 +5,7 @@ the number of the payload.
 """
 
 import random
+import resource
 import struct
 import sys
 import time
@@ -17,6 +18,8 @@ from zerofl.uplink import Update, sparsified
 from zerofl.wire import POSITIONS, VALUES, WireError, decode, encode, schema_of
 
 SECONDS, PEAK_BYTES = 1.0, 2**20  # the model has 4,110 numbers: 16 kB
+# What tracemalloc does not see, because the libraries allocate it themselves, shows in the whole process.
+PROCESS_PEAK_KIB = 64 * 1024
 
 
 def payloads_of_every_form() -> list[bytes]:
@@ -75,6 +78,7 @@ def fuzz(count: int, seed: int) -> dict[str, int]:
     chance = random.Random(seed)
     bases = payloads_of_every_form()
     outcomes = {"read": 0, "refused": 0}
+    process_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tracemalloc.start()
     try:
         for number in range(count):
@@ -93,6 +97,9 @@ def fuzz(count: int, seed: int) -> dict[str, int]:
                 raise AssertionError(f"payload {number} of seed {seed}: {seconds:.2f} s and {peak} bytes")
     finally:
         tracemalloc.stop()
+    process_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - process_before
+    if process_peak > PROCESS_PEAK_KIB:
+        raise AssertionError(f"the process grew by {process_peak} KiB over {count} payloads")
     return outcomes
 
 

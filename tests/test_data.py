@@ -108,6 +108,16 @@ def test_class_folders_of_images_in_a_folder_and_a_zip(tmp_path: Path) -> None:
         np.testing.assert_array_equal(train.labels.numpy(), labels[order])
 
 
+def test_shadow_files_from_macos_are_passed_over(tmp_path: Path) -> None:
+    write_cifar_python(tmp_path / "cifar-10-batches-py")
+    with zipfile.ZipFile(tmp_path / "cifar.zip", "w") as archive:
+        for path in sorted((tmp_path / "cifar-10-batches-py").iterdir()):
+            archive.write(path, path.relative_to(tmp_path))
+            archive.writestr(f"__MACOSX/cifar-10-batches-py/{path.name}", b"shadow")
+            archive.writestr(f"cifar-10-batches-py/._{path.name}", b"shadow")
+    check_cifar(tmp_path / "cifar.zip")
+
+
 def test_a_missing_data_set_says_where_it_looked_and_where_to_get_it(tmp_path: Path) -> None:
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(DatasetError) as error:

@@ -63,11 +63,12 @@ def test_every_preset_is_valid_and_opens_with_its_command(preset: str) -> None:
             '[[run]]\nname = "a"\nround = 3',
             r"\[\[run\]\] a: unknown key 'round'; did you mean rounds\? The valid keys are n",
         ),
-        ('[[run]]\nname = "a"\nxyz = 3', r"unknown key 'xyz' The valid keys are name, seed, dataset"),
+        ('[[run]]\nname = "a"\nxyz = 3', r"unknown key 'xyz'\. The valid keys are name, seed, dataset"),
         ('[[run]]\nname = "a"\nrounds = "3"', r"rounds = '3': expected int, got str"),
         ('[[run]]\nname = "a"\nrounds = true', r"rounds = True: expected int, got bool"),
         ('[[run]]\nname = "a"\nsparsity = "high"', r"sparsity = 'high': expected float, got str"),
         ('[other]\n[[run]]\nname = "a"', r"expected \[base\] and \[\[run\]\] only, found other"),
+        ("run = [1, 2]", r"expected tables \[\[run\]\], found run = \[1, 2\]"),
         ("[base", r"not valid TOML"),
     ],
 )
@@ -85,6 +86,10 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ({"server_optimizer": "sgd"}, "server_optimizer = 'sgd': expected one of fedadam, fedavg"),
         ({"initialization": "zero"}, "initialization = 'zero': expected one of he, pytorch, sparse_he"),
         ({"name": "../a"}, r"name = '\.\./a': expected letters"),
+        (
+            {"uplink_values": "int8", "uplink_positions": "csr"},
+            "uplink_values = 'int8': expected float32 with uplink_positions = 'csr'",
+        ),
         ({"rounds": 0}, "rounds = 0: expected 1 or more"),
         ({"seed": -1}, "seed = -1: expected 0 or more"),
         ({"sparsity": 1.0}, r"sparsity = 1.0: expected a fraction in \[0, 1\)"),
@@ -120,6 +125,7 @@ def test_settings_from_the_command_line(setting: str, expected: tuple[str, objec
     [
         ("rounds", "expected key=value"),
         ("rounds=x", "rounds = 'x': expected int, got str"),
+        ("rounds=5\nx=1", r"rounds = '5\\nx=1': expected int, got str"),
         ("rounds=5.5", "rounds = 5.5: expected int, got float"),
         ("round=5", r"unknown key 'round'; did you mean rounds\?"),
     ],

@@ -64,7 +64,7 @@ def test_hooks_and_a_layer_used_twice_stay() -> None:
     assert calls == [1]
 
 
-def test_sparsity_zero_is_the_dense_model_bit_for_bit() -> None:
+def test_sparsity_zero_is_the_dense_model() -> None:
     dense = LeafCNN(classes=3)
     ours = copy.deepcopy(dense)
     sparsify_(ours, 0.0)
@@ -100,6 +100,8 @@ class Doubled(nn.Linear):
         ({"sparsity": -0.1}, r"sparsity = -0.1"),
         ({"activation_sparsity": 2}, r"activation_sparsity = 2"),
         ({"topk_period": 0}, r"topk_period = 0"),
+        ({"topk_period": 1.5}, r"topk_period = 1.5: expected a number of forward passes, 1 or more"),
+        ({"sparsity": "0.9"}, r"sparsity = 0.9: expected a fraction of zeros"),
         ({"layers": ["nope"]}, r"layer 'nope' is not in the model; its convolutions and linears are \['0'"),
         ({"layers": ["4"]}, r"layer '4' is a Flatten"),
         ({"layers": []}, "no layer to make sparse"),
@@ -168,6 +170,25 @@ def test_unbatched_and_channels_last_inputs() -> None:
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(layer(x[0]), layer(x)[0])
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last)), layer(x))
+
+
+def test_a_compiled_model_trains_and_evaluates_alike_at_every_batch_size() -> None:
+    torch.manual_seed(0)
+    model = unknown_model()
+    sparsify_(model, 0.6)
+    plain = copy.deepcopy(model)
+    compiled = torch.compile(model, backend="eager")
+    for batch in (2, 3, 5):
+        x = torch.randn(batch, 3, 8, 8)
+        outputs = [m(x) for m in (plain, compiled)]
+        torch.testing.assert_close(outputs[1], outputs[0])
+        for output in outputs:
+            output.square().sum().backward()
+        for expected, actual in zip(plain.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, expected.grad)
+    with torch.no_grad():
+        model.eval()
+        torch.testing.assert_close(compiled(x), plain.eval()(x))
 
 
 def test_a_sparse_model_can_be_saved_and_copied() -> None:

@@ -46,9 +46,13 @@ def test_it_is_a_function_of_the_seed() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_the_last_client_takes_what_is_left_of_its_classes() -> None:
-    parts = lda_partition(torch.tensor([0, 0, 0, 1]), 2, 1e-6, seed=3)
-    assert sorted(len(part) for part in parts) == [2, 2]
+def test_a_tiny_alpha_gives_few_classes_also_when_a_clients_first_are_exhausted() -> None:
+    """Each client has one class, or as many more as it takes to fill up where they run out."""
+    labels = torch.arange(10).repeat_interleave(100)
+    parts = lda_partition(labels, 10, 1e-6, seed=3)
+    classes = [int((labels[part].bincount() > 0).sum()) for part in parts]
+    assert sum(classes) <= 20
+    assert classes.count(1) >= 5
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None
         check_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
 
 
+def test_a_run_resumes_where_its_data_has_moved(tmp_path: Path) -> None:
+    open_run(tmp_path, check_run(tmp_path, Experiment(root="before"), resume=False))
+    assert check_run(tmp_path, Experiment(root="after"), resume=True).root == "after"
+
+
 def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
     started = check_run(tmp_path, Experiment(threads=0), resume=False)
     assert started.threads == torch.get_num_threads()

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from zerofl.uplink import Sparse, Update, sparsified
 from zerofl.wire import (
     POSITIONS,
+    VALUES,
     Schema,
     WireError,
     decode,
@@ -83,6 +84,44 @@ def test_golden_bytes_of_coded_positions() -> None:
     coded = b"\x03" + struct.pack("<II", 10, 3) + bytes.fromhex(words)
     assert payload[13:] == coded + b"\x00" + struct.pack("<10f", *[1.0] * 10)
     assert same_bits(back(payload, x), x)
+
+
+def raw_planes(values: np.ndarray) -> bytes:
+    """By the format's words: no plane compressed; each value's bits rotated left by one, its highest byte first."""
+    bits = 8 * values.itemsize
+    words = [int.from_bytes(value.tobytes(), "little") for value in values]
+    rotated = [(word << 1 | word >> bits - 1) & (1 << bits) - 1 for word in words]
+    planes = [bytes(word >> 8 * plane & 255 for word in rotated) for plane in reversed(range(values.itemsize))]
+    return b"\x00" + b"".join(planes)
+
+
+X = torch.tensor([[1.5, -0.375], [3.0, 0.0078125]])  # exact in every type but int8
+TRUE_BFLOAT16 = np.array([0x3FC0, 0xBEC0, 0x4040, 0x3C00], np.uint16)
+HAND_CODED = {
+    "float32": b"\x01" + raw_planes(X.numpy().ravel()),
+    # 3 is 0.75 * 2^2: the shift to [2^14, 2^15) is 15 - 2 = 13.
+    "float16": b"\x02" + struct.pack("<b", 13) + raw_planes((X.numpy().ravel() * 2**13).astype(np.float16)),
+    "bfloat16": b"\x03" + raw_planes(TRUE_BFLOAT16),
+    "int8": b"\x04" + struct.pack("<f", 0.0078125) + b"\x00" + np.array([127, -48, 64, 1], np.int8).tobytes(),
+}
+INT8_X = torch.tensor([[127.0, -48.0], [64.0, 1.0]]) * 0.0078125
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_golden_bytes_of_each_kind_of_value(values: str) -> None:
+    header = b"ZFL\x01\x00" + schema_of({"x": X}).digest + b"\x00"  # weights, dense
+    expected = INT8_X if values == "int8" else X
+    assert same_bits(back(header + HAND_CODED[values], X), expected)
+    if values in ("float16", "bfloat16"):  # four values are too few for compression, and float32 goes plain
+        update = Update(False, {"x": X})
+        assert encode(update, schema_of({"x": X}), values=values) == header + HAND_CODED[values]
+
+
+def test_a_zstd_plane_is_read_as_the_raw_one() -> None:
+    raw = HAND_CODED["bfloat16"][2:]
+    frame = zstandard.compress(raw[:4])
+    header = b"ZFL\x01\x00" + schema_of({"x": X}).digest + b"\x00\x03\x01"  # dense, bfloat16, plane 0 compressed
+    assert same_bits(back(header + struct.pack("<I", len(frame)) + frame + raw[4:], X), X)
 
 
 def test_the_schemas_digest_is_fixed() -> None:
@@ -292,6 +331,16 @@ def test_bits_beyond_the_last_entry_are_refused() -> None:
         back(changed(payload, 14, bytes([0b10101001])) + bytes(4), x)
 
 
+def test_a_compressed_plane_of_no_values_is_refused() -> None:
+    """It could hold anything, and nobody would read it."""
+    x = torch.zeros(3, 8)
+    frame = zstandard.compress(b"") + b"J" * 1000
+    planes = (struct.pack("<I", len(frame)) + frame) * 4
+    payload = b"ZFL\x01\x00" + schema_of({"x": x}).digest + b"\x02" + bytes(3) + b"\x01\x0f" + planes
+    with pytest.raises(WireError, match="has a zstd frame for no values"):
+        back(payload, x)
+
+
 def test_infinity_in_half_precision_is_refused() -> None:
     x = torch.ones(2, 2)
     payload = one_tensor(x, "float16")
@@ -322,8 +371,19 @@ def test_only_float32_and_int64_can_be_sent() -> None:
         schema_of({"h": torch.zeros(2, dtype=torch.float16)})
 
 
-def test_an_update_of_another_shape_or_diverged_is_not_encoded() -> None:
-    with pytest.raises(ValueError, match=r"tensor 'b' has shape \(3,\), the schema says \(2,\)"):
-        encode(Update(False, {**STATE, "b": torch.zeros(3)}), SCHEMA)
-    with pytest.raises(ValueError, match=r"tensor 'b' holds non-finite values .*: training has diverged"):
-        encode(Update(False, {**STATE, "b": torch.tensor([1.0, math.nan])}), SCHEMA)
+@pytest.mark.parametrize(
+    ("tensors", "options", "message"),
+    [
+        ({"b": torch.zeros(3)}, {}, r"tensor 'b' is torch.float32 \(3,\), the schema says torch.float32 \(2,\)"),
+        ({"b": torch.zeros(2).double()}, {}, r"tensor 'b' is torch.float64 \(2,\), the schema says torch.float32"),
+        ({"b": torch.tensor([1.0, math.nan])}, {}, r"tensor 'b' holds non-finite values .*: training has diverged"),
+        ({"b": None}, {}, r"the update has no tensor 'b', which the schema names"),
+        ({}, {"values": "float8"}, r"values = 'float8' .* expected of \['float32', 'float16', 'bfloat16', 'int8'\]"),
+        ({}, {"positions": "coo"}, r"positions = 'coo': expected of"),
+    ],
+)
+def test_what_cannot_be_encoded_is_named(
+    tensors: dict[str, torch.Tensor], options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode(Update(False, {**STATE, **tensors}), SCHEMA, **options)  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from zerofl.uplink import Sparse, State, Update
 
-# A power of two, so that it changes no digit. With it the sums of 65,536 clients' largest floats, weighted with the
-# largest number of samples the server takes (below 2^32), stay finite.
+# A power of two, so that it changes no digit of floats above 1e-23. With it the sums of 65,536 clients' largest floats,
+# weighted with up to 2^32 samples each, stay finite.
 _SCALE = 2.0**-48
 
 

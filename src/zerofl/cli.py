@@ -27,6 +27,7 @@ from zerofl.results import (
     read_summary,
     write_atomically,
 )
+from zerofl.train import check_fits
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
@@ -108,9 +109,9 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
             raise ExperimentError(f"--only {name}: no such run; the runs are {', '.join(experiments)}")
     chosen = [experiments[name] for name in options.only or experiments]
     out: Path = options.out or Path("runs") / find_experiments(options.experiments).stem
-    # Before anything is computed: is every data set there, and every folder free or resumable?
-    for dataset, root in dict.fromkeys((experiment.dataset, experiment.root) for experiment in chosen):
-        load_dataset(dataset, root)
+    # Before anything is computed: is every data set there and fit for its run, and every folder free or resumable?
+    for experiment in chosen:
+        check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
     chosen = [check_run(out / experiment.name, experiment, options.resume) for experiment in chosen]
 
     # Only now, because importing Flower takes seconds.

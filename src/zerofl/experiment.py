@@ -117,6 +117,8 @@ class Experiment:
         self._expect_choice("uplink", UPLINKS)
         self._expect_choice("uplink_values", VALUES)
         self._expect_choice("uplink_positions", POSITIONS)
+        if self.uplink_positions == "csr":
+            self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
         self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ExperimentError(
@@ -170,9 +172,10 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     if _TYPES[key] is str:
         return key, text
     try:
-        return key, _typed(key, tomllib.loads(f"value = {text}")["value"])
+        document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return key, _typed(key, text)
+        document = {"value": text}
+    return key, _typed(key, document["value"] if len(document) == 1 else text)
 
 
 def read_experiments(file_or_preset: str, settings: Mapping[str, Any] | None = None) -> dict[str, Experiment]:
@@ -192,6 +195,8 @@ def read_experiments(file_or_preset: str, settings: Mapping[str, Any] | None = N
     base, runs = document.pop("base", {}), document.pop("run", [])
     if document or not isinstance(base, dict) or not isinstance(runs, list):
         raise ExperimentError(f"{path}: expected [base] and [[run]] only, found {', '.join(document) or 'other types'}")
+    if not all(isinstance(run, dict) for run in runs):
+        raise ExperimentError(f"{path}: expected tables [[run]], found run = {runs}")
     if not runs:
         raise ExperimentError(f'{path}: has no run; add [[run]] with name = "..."')
     experiments: dict[str, Experiment] = {}
@@ -222,15 +227,15 @@ def find_experiments(file_or_preset: str) -> Path:
 
 
 def differing_keys(one: Experiment, other: Experiment) -> list[str]:
-    """The keys in which two experiments differ, with both values, for messages."""
+    """The keys in which two experiments differ, with both values, for messages; where the data lies does not count."""
     pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Experiment))
-    return [f"{key} = {a!r} and {b!r}" for key, a, b in pairs if a != b]
+    return [f"{key} = {a!r} and {b!r}" for key, a, b in pairs if a != b and key != "root"]
 
 
 def _check_known(key: str) -> None:
     if key not in _TYPES:
         close = difflib.get_close_matches(key, _TYPES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = f"; did you mean {close[0]}?" if close else "."
         raise ExperimentError(f"unknown key {key!r}{hint} The valid keys are {', '.join(_TYPES)}")
 
 

@@ -22,6 +22,8 @@ class _TopK:
     weight_threshold: Tensor | None
     activation_threshold: Tensor | None
 
+    # Data-dependent, and exact arithmetic on sizes: torch.compile leaves the graph for it and goes on behind it.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _thresholds(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """This call's thresholds for the weight and, where a weight gradient may be asked for, the input.
 
@@ -112,7 +114,9 @@ def sparsify_(
     """Make layers of `model` train and evaluate with their top-k weights (SWAT, §3.1), in place.
 
     The parameters, their `state_dict` keys, hooks and devices stay; an optimiser made before still holds. Calling it
-    again changes the settings. With sparsity 0 the results are the dense model's.
+    again changes the settings. With sparsity 0 the results are the dense model's, gradients up to rounding.
+    `torch.compile` works; `torch.func` transforms do not. Give it a whole `nn.TransformerEncoderLayer`, not a part: its
+    fused evaluation would read the part's dense weight.
 
     Args:
         model: any module with `nn.Conv2d` or `nn.Linear` layers.
@@ -121,8 +125,8 @@ def sparsify_(
         layers: qualified names of the layers to swap. Default: `model.sparse_layers` where the model names them (those
             of `zerofl.models` name the paper's), else every convolution with a kernel above 1x1 and every linear,
             except the first convolution and the last linear.
-        topk_period: training steps between two computations of the thresholds. Above 1 the sparsity drifts in
-            between: see `realised_sparsity`.
+        topk_period: forward passes in training between two computations of a layer's thresholds. Above 1 the sparsity
+            drifts in between: see `realised_sparsity`.
 
     Returns:
         The names of the swapped layers, in the model's order.
@@ -133,10 +137,10 @@ def sparsify_(
     """
     activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
     for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
-        if not 0 <= value < 1:
+        if not isinstance(value, (int, float)) or not 0 <= value < 1:  # type: ignore[redundant-expr]
             raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
-    if topk_period < 1:
-        raise ValueError(f"topk_period = {topk_period}: expected a number of training steps, 1 or more")
+    if not isinstance(topk_period, int) or topk_period < 1:  # type: ignore[redundant-expr]
+        raise ValueError(f"topk_period = {topk_period}: expected a number of forward passes, 1 or more")
     if isinstance(layers, str):
         raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
 

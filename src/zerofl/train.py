@@ -8,7 +8,7 @@ from torch import nn
 
 from zerofl.data import Dataset, Split
 from zerofl.data.augment import crop_and_flip
-from zerofl.experiment import Experiment
+from zerofl.experiment import Experiment, ExperimentError
 from zerofl.layers import sparsify_
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
@@ -91,6 +91,26 @@ def empty_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
             topk_period=experiment.topk_period,
         )
     return model
+
+
+def check_fits(experiment: Experiment, dataset: Dataset) -> None:
+    """Whether the experiment can be run on the data set at all, before anything is trained.
+
+    Raises:
+        ExperimentError: more clients than training samples, or images of another size than the model takes.
+    """
+    samples, shape = len(dataset.train.labels), tuple(dataset.train.images.shape[1:])
+    if experiment.clients > samples:
+        raise ExperimentError(
+            f"clients = {experiment.clients}: {experiment.dataset} has {samples} training samples to deal to them"
+        )
+    try:
+        with torch.device("meta"), torch.no_grad():
+            _model(experiment, dataset).eval()(torch.empty(1, *shape))
+    except RuntimeError as error:
+        raise ExperimentError(
+            f"model = {experiment.model!r} does not take images of {shape}, which {experiment.dataset} has: {error}"
+        ) from error
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

@@ -86,14 +86,19 @@ def _files(source: Path) -> Files:
         raise DatasetError(_not_found(source))
     if zipfile.is_zipfile(source):
         archive = zipfile.ZipFile(source)
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+        names = [name for name in archive.namelist() if not name.endswith("/") and _matters(PurePosixPath(name))]
         return {PurePosixPath(name): lambda name=name: archive.read(name) for name in names}  # type: ignore[misc]
     if not tarfile.is_tarfile(source):
         raise DatasetError(f"cifar10: {source} is neither a folder nor a tar or zip archive")
     with tarfile.open(source) as tar:
         # In one pass, since a compressed tar can only be read from its start.
         contents = {PurePosixPath(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
-    return {path: lambda data=data: data for path, data in contents.items()}  # type: ignore[misc]
+    return {path: lambda data=data: data for path, data in contents.items() if _matters(path)}  # type: ignore[misc]
+
+
+def _matters(path: PurePosixPath) -> bool:
+    """Not one of the shadow files that macOS puts beside the real ones of the same name."""
+    return "__MACOSX" not in path.parts and not path.name.startswith("._")
 
 
 def _not_found(source: Path) -> str:

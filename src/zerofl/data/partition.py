@@ -11,8 +11,9 @@ def lda_partition(labels: Tensor, clients: int, alpha: float, seed: int) -> list
     """Each client's sample indices, int64 and rising; every sample belongs to exactly one client (Hsu et al., 2019).
 
     Each client draws one vector of class probabilities from Dirichlet(alpha) and then its samples one at a time,
-    without replacement; an exhausted class gets probability 0 and the rest is renormalised. Large alpha (1000) is IID,
-    small alpha is non-IID. Sizes differ by one at most, when the samples do not divide by the clients.
+    without replacement; an exhausted class gets probability 0 and the rest is renormalised, or if nothing is left of it
+    drawn anew. Large alpha (1000) is IID, small alpha is non-IID. Sizes differ by one at most, when the samples do not
+    divide by the clients.
 
     Raises:
         ValueError: more clients than samples, or an alpha that is not positive.
@@ -29,29 +30,24 @@ def lda_partition(labels: Tensor, clients: int, alpha: float, seed: int) -> list
     for client in range(clients):
         size = samples // clients + (client < samples % clients)
         probabilities = generator.dirichlet(np.full(classes, alpha))
-        cumulative = _cumulative(probabilities, remaining)
-        part = []
-        for draw in generator.random(size):
-            chosen = int(np.searchsorted(cumulative, draw, side="right"))
-            part.append(remaining[chosen].pop())
-            if not remaining[chosen]:
-                cumulative = _cumulative(probabilities, remaining)
+        part: list[int] = []
+        while len(part) < size:
+            left = np.array([len(samples) > 0 for samples in remaining])
+            weights = np.where(left, probabilities, 0.0)
+            if not weights.any():
+                # A small alpha can put all of a client's mass on exhausted classes: it draws a vector over the others.
+                probabilities = np.zeros(classes)
+                probabilities[left] = generator.dirichlet(np.full(left.sum(), alpha))
+                continue
+            cumulative = weights.cumsum() / weights.sum()
+            cumulative[np.flatnonzero(weights)[-1] :] = 1.0
+            while len(part) < size:
+                drawn = int(np.searchsorted(cumulative, generator.random(), side="right"))
+                part.append(remaining[drawn].pop())
+                if not remaining[drawn]:
+                    break  # renormalise
         parts.append(torch.tensor(sorted(part)))
     return parts
-
-
-def _cumulative(probabilities: np.ndarray, remaining: list[list[int]]) -> np.ndarray:
-    """The cumulative class probabilities over the classes that still have samples; the last one is exactly 1."""
-    left = np.array([len(samples) for samples in remaining])
-    weights = np.where(left > 0, probabilities, 0.0)
-    if not weights.any():
-        # A small alpha can put all of a client's mass on exhausted classes: it then draws from what is left.
-        weights = left.astype(np.float64)
-    if not weights.any():
-        return weights
-    cumulative: np.ndarray = weights.cumsum() / weights.sum()
-    cumulative[np.flatnonzero(weights)[-1] :] = 1.0
-    return cumulative
 
 
 def validation_split(indices: Tensor, fraction: float, seed: int, client: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """What carries the messages between the same two apps: this process itself, or Ray."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -96,12 +97,14 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, clients: int, threa
     """Run the server app in this process and the clients in Ray's workers, each with `threads` cores.
 
     Raises:
-        EngineError: Ray is not installed.
+        EngineError: Ray is not installed, or a client would need more cores than there are.
     """
     try:
         import ray
     except ImportError as error:
         raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'") from error
+    if threads > (cores := os.cpu_count() or 1):
+        raise EngineError(f"threads = {threads}: each client on Ray takes as many cores, and this machine has {cores}")
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)

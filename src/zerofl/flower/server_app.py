@@ -198,7 +198,8 @@ def _sum_updates(
 def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
     model.load_state_dict(state, assign=True)
     loss, accuracy = evaluate(model, dataset.test, dataset)
-    return {"test_loss": _finite_or_none(loss), "test_accuracy": accuracy}
+    # JSON has no number for what a diverged model gives.
+    return {"test_loss": loss if math.isfinite(loss) else None, "test_accuracy": accuracy}
 
 
 def _validate(
@@ -212,40 +213,52 @@ def _validate(
 ) -> tuple[float | None, dict[int, str]]:
     """The new model's accuracy on the validation samples of the round's clients, weighted by their number."""
     replies, failures = _exchange(grid, MessageType.EVALUATE, payload, nodes, clients, round, experiment)
-    records = []
+    records: list[Record] = []
     for client, reply in replies:
         try:
-            records.append(read_metrics(reply, most_examples))
+            metrics = read_metrics(reply, most_examples)
+            records.append({"num-examples": metrics["num-examples"], "accuracy": _figure(metrics, "accuracy")})
         except ValueError as error:
             failures[client] = f"{type(error).__name__}: {error}"
     return _mean(records, "accuracy"), failures
 
 
 def _client_record(round: int, client: int, metrics: Record, uplink_bytes: int) -> Record:
-    """A client's figures as it reports them; those it does not report, or that are no numbers, are None."""
-    record: Record = {"round": round, "client": client, "uplink_bytes": uplink_bytes}
-    keys = ("num-examples", "train_loss", "train_seconds", "realised_sparsity")
-    return record | {key: _finite_or_none(metrics.get(key)) for key in keys}
+    record = {"round": round, "client": client, "uplink_bytes": uplink_bytes, "num-examples": metrics["num-examples"]}
+    return record | {key: _figure(metrics, key) for key in ("train_loss", "train_seconds", "realised_sparsity")}
+
+
+# What a client reports beside its update is as little to be trusted: a figure above these, or below 0, is none.
+_LARGEST = {"train_loss": 1e9, "train_seconds": 1e9, "realised_sparsity": 1.0, "accuracy": 1.0}
+
+
+def _figure(metrics: Record, key: str) -> float | None:
+    value = metrics.get(key)
+    return value if value is not None and 0 <= value <= _LARGEST[key] else None
 
 
 def _failure_records(failures: dict[int, str]) -> list[Record]:
-    return [{"client": client, "cause": cause} for client, cause in sorted(failures.items())]
+    return [{"client": client, "cause": _printable(cause)} for client, cause in sorted(failures.items())]
+
+
+def _printable(cause: str) -> str:
+    """A client's words, at most 300 characters of them, without what a terminal would obey."""
+    text = "".join(character if character.isprintable() else " " for character in cause[:1000])
+    return text if len(text) <= 300 else text[:299] + "…"
 
 
 def _mean(records: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """The mean of a figure, weighted by samples, over the clients that report it; None if none does."""
-    values = [(r[key], r["num-examples"]) for r in records if _finite_or_none(r.get(key)) is not None]
+    values = [(record[key], record["num-examples"]) for record in records if record[key] is not None]
     examples = sum(examples for _, examples in values)
     return float(sum(value * examples for value, examples in values) / examples) if values else None
 
 
-def _finite_or_none(value: float | None) -> float | None:
-    """The value, or None where JSON has no number for it (NaN, infinity)."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _too_few(round: int, good: int, experiment: Experiment, failures: dict[int, str]) -> str:
-    causes = "; ".join(f"client {client}: {cause}" for client, cause in sorted(failures.items()))
+    clients_of: dict[str, list[str]] = {}
+    for client, cause in sorted(failures.items()):
+        clients_of.setdefault(_printable(cause), []).append(str(client))
+    causes = "; ".join(f"client {', '.join(clients)}: {cause}" for cause, clients in clients_of.items())
     return (
         f"round {round}: {good} of {experiment.clients_per_round} clients sent a usable update, min_replies = "
         f"{experiment.min_replies} are needed. {causes}"

@@ -40,13 +40,21 @@ def encode(
         generator: what int8 rounds with.
 
     Raises:
-        ValueError: a tensor of another shape than the schema's, or with a non-finite value.
+        ValueError: unknown `values` or `positions`, or a tensor that is missing, of another shape or type than the
+            schema's, or holds a non-finite value.
     """
+    if values not in VALUES or positions not in POSITIONS:
+        raise ValueError(f"values = {values!r} and positions = {positions!r}: expected of {[*VALUES]} and {POSITIONS}")
     parts: list[bytes] = [_HEADER.pack(MAGIC, update.adds, schema.digest)]
     for name, shape, dtype in schema.tensors:
-        tensor = update.tensors[name]
-        if tensor.shape != shape:
-            raise ValueError(f"tensor {name!r} has shape {tuple(tensor.shape)}, the schema says {tuple(shape)}")
+        tensor = update.tensors.get(name)
+        if tensor is None:
+            raise ValueError(f"the update has no tensor {name!r}, which the schema names")
+        sent_dtype = tensor.values.dtype if isinstance(tensor, Sparse) else tensor.dtype
+        if tensor.shape != shape or sent_dtype != dtype:
+            raise ValueError(
+                f"tensor {name!r} is {sent_dtype} {tuple(tensor.shape)}, the schema says {dtype} {tuple(shape)}"
+            )
         kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
         if isinstance(tensor, Sparse) and tensor.values.numel() < shape.numel():
             parts.append(_encode_mask(tensor.mask(), tensor.values.numel(), positions))

@@ -110,6 +110,8 @@ def _decode_planes(reader: Reader, count: int, kind: int) -> np.ndarray:
 def _decompress(reader: Reader, count: int) -> np.ndarray:
     """The `count` bytes of a zstd frame that declares just that size: nothing more is allocated."""
     frame = reader.take(reader.uint32())
+    if not count:
+        raise reader.refuse("has a zstd frame for no values")
     try:
         if (size := zstandard.frame_content_size(frame)) != count:
             raise reader.refuse(f"has a zstd frame of {size} bytes, expected {count}")
