@@ -185,7 +185,7 @@ def realised_sparsity(model: nn.Module) -> dict[str, float]:
     `topk_period=1`, by up to that many otherwise. Layers that have not been trained yet are left out.
     """
     return {
-        name: 1 - active(layer.weight.detach(), layer.weight_threshold).float().mean().item()
+        name: 1 - active(layer.weight.detach(), layer.weight_threshold).count_nonzero().item() / layer.weight.numel()
         for name, layer in sparse_layers(model)
         if layer.weight_threshold is not None
     }
