@@ -1,0 +1,34 @@
+"""Whole tiny runs on the CIFAR fixture, for tests to start and look at."""
+
+from pathlib import Path
+from typing import Any
+
+from flwr.clientapp import ClientApp
+
+from zerofl.experiment import Experiment
+from zerofl.flower.client_app import app as client_app
+from zerofl.flower.engines import ENGINES
+from zerofl.flower.server_app import server_app
+from zerofl.results import open_run, read_lines
+
+
+def experiment_of(root: Path, **values: Any) -> Experiment:
+    settings: dict[str, Any] = {
+        "root": str(root), "clients": 5, "clients_per_round": 3, "width": 4, "sparsity": 0.9, "batch_size": 8,
+        "rounds": 3, "uplink": "top_k_weights_diff", "validate_every": 2, "threads": 1,
+    }  # fmt: skip
+    return Experiment(**(settings | values))
+
+
+def run(experiment: Experiment, directory: Path, client: ClientApp = client_app, engine: str = "in-process") -> Path:
+    app = server_app(experiment, directory, open_run(directory, experiment), on_round=lambda record: None)
+    ENGINES[engine](app, client, experiment.clients, experiment.threads)
+    return directory
+
+
+def model_bytes(directory: Path) -> bytes:
+    return (directory / "model.safetensors").read_bytes()
+
+
+def without_times(directory: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in read_lines(directory / "rounds.jsonl")]
