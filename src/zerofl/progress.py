@@ -75,6 +75,7 @@ class RunProgress:
 def summary_table(summaries: Iterable[dict[str, Any]]) -> Table:
     """Final accuracy, uplink and savings of finished runs."""
     table = Table("run", "rounds", "test accuracy", "uplink MB", "savings", "training s")
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
     for summary in summaries:
