@@ -64,11 +64,21 @@ def refuse(message: Message, reply: Message) -> Message:
     return Message(Error(0, "no battery"), reply_to=message)
 
 
+def wordless(message: Message, reply: Message) -> Message:
+    return Message(Error(0, 12345), reply_to=message)  # type: ignore[arg-type]
+
+
+def nothing(message: Message, reply: Message) -> Message:
+    return None  # type: ignore[return-value]
+
+
 NAN = b"\x00\x00\xc0\x7f"
 
 MISBEHAVIOURS = {
     "crash": (crash, "MemoryError: out of memory"),
     "error reply": (refuse, "no battery"),
+    "a reason that is no text": (wordless, "12345"),
+    "no message": (nothing, "TypeError: the client app returned NoneType, expected a Message"),
     "empty reply": (empty, "the reply holds 0 array records"),
     "a numpy array": (numpy_array, f"expected one array of type '{PAYLOAD_STYPE}'"),
     "garbage": (with_payload(lambda payload: b"garbage" * 100), "WireError: the payload starts with b'garb'"),

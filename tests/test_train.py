@@ -60,6 +60,9 @@ def test_an_experiment_that_does_not_fit_its_data_is_refused(cifar_root: Path) -
     experiment, dataset = tiny(cifar_root, model="leaf_cnn")
     with pytest.raises(ExperimentError, match=r"'leaf_cnn' does not take images of \(3, 32, 32\), which cifar10 has"):
         check_fits(experiment, dataset)
+    experiment, dataset = tiny(cifar_root, validate_every=1, validation_fraction=0.1)  # 2 samples a client
+    with pytest.raises(ExperimentError, match=r"validation_fraction = 0.1 holds out none of a client's 2 samples"):
+        check_fits(experiment, dataset)
     check_fits(*tiny(cifar_root))
 
 

@@ -116,9 +116,15 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
 
     # Only now, because importing Flower takes seconds.
     from zerofl.flower.client_app import app as client_app
-    from zerofl.flower.engines import ENGINES, EngineError
+    from zerofl.flower.engines import ENGINES, EngineError, check_engine
     from zerofl.flower.server_app import RoundError, server_app
 
+    try:
+        for experiment in chosen:
+            check_engine(options.engine, experiment.threads)
+    except EngineError as error:
+        errors.print(f"zerofl: {error}", markup=False, highlight=False)
+        return 2
     signal.signal(signal.SIGTERM, _interrupt)
     failed = []
     for experiment in chosen:
@@ -128,6 +134,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
             continue
         try:
             with locked(directory):
+                check_run(directory, experiment, options.resume)  # again: another process may have been here
                 checkpoint = open_run(directory, experiment)
                 with RunProgress(
                     console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)

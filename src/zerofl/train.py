@@ -97,12 +97,19 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
     """Whether the experiment can be run on the data set at all, before anything is trained.
 
     Raises:
-        ExperimentError: more clients than training samples, or images of another size than the model takes.
+        ExperimentError: more clients than training samples, nothing to validate on, or images of another size than the
+            model takes.
     """
     samples, shape = len(dataset.train.labels), tuple(dataset.train.images.shape[1:])
     if experiment.clients > samples:
         raise ExperimentError(
             f"clients = {experiment.clients}: {experiment.dataset} has {samples} training samples to deal to them"
+        )
+    held_out = round(experiment.validation_fraction * (samples // experiment.clients))
+    if experiment.validate_every and not held_out:
+        raise ExperimentError(
+            f"validate_every = {experiment.validate_every}, but validation_fraction = {experiment.validation_fraction} "
+            f"holds out none of a client's {samples // experiment.clients} samples; raise it, or set validate_every = 0"
         )
     try:
         with torch.device("meta"), torch.no_grad():

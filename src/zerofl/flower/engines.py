@@ -1,5 +1,6 @@
 """What carries the messages between the same two apps: this process itself, or Ray."""
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -26,7 +27,7 @@ class EngineError(Exception):
 class InProcessGrid(Grid):
     """A Flower grid whose nodes live in this process and answer at once, one after another.
 
-    About ten times faster to start than Ray and without a copy of each message. Two spots are not Flower's public API:
+    Faster to start than Ray, and without a copy of each message. Two spots are not Flower's public API:
     a message's id, and the ids that must be set before a Message can be made.
     """
 
@@ -82,9 +83,26 @@ class InProcessGrid(Grid):
             config: UserConfig = {"partition-id": node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
             self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), {})
         try:
-            return self._client_app(message, self._contexts[node_id])
+            reply = self._client_app(message, self._contexts[node_id])
+            if not isinstance(reply, Message):
+                raise TypeError(f"the client app returned {type(reply).__name__}, expected a Message")
+            return reply
         except Exception as error:  # as every engine of Flower does: a client's failure is an answer
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def check_engine(engine: str, threads: int) -> None:
+    """Whether an engine can be used here, before anything is started.
+
+    Raises:
+        EngineError: Ray is not installed, or a client would need more cores than there are.
+    """
+    if engine != "ray":
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'")
+    if threads > (cores := os.cpu_count() or 1):
+        raise EngineError(f"threads = {threads}: each client on Ray takes as many cores, and this machine has {cores}")
 
 
 def run_in_process(server_app: ServerApp, client_app: ClientApp, clients: int, threads: int) -> None:
@@ -97,14 +115,10 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, clients: int, threa
     """Run the server app in this process and the clients in Ray's workers, each with `threads` cores.
 
     Raises:
-        EngineError: Ray is not installed, or a client would need more cores than there are.
+        EngineError: as `check_engine`.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'") from error
-    if threads > (cores := os.cpu_count() or 1):
-        raise EngineError(f"threads = {threads}: each client on Ray takes as many cores, and this machine has {cores}")
+    check_engine("ray", threads)
+    import ray
     from flwr.simulation import run_simulation
 
     logging.getLogger("flwr").setLevel(logging.ERROR)

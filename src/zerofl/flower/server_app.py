@@ -153,11 +153,13 @@ def _exchange(
     failures = dict.fromkeys(clients, f"no reply within {timeout:g} s")
     replies: dict[int, Message] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
-        client = client_of[reply.metadata.src_node_id]
+        client = client_of.pop(reply.metadata.src_node_id, None)
+        if client is None:
+            continue  # from nobody who was asked, or a second one
         if reply.has_error():
-            failures[client] = reply.error.reason or f"error {reply.error.code}"
+            failures[client] = str(reply.error.reason or f"error {reply.error.code}")
         else:
-            failures.pop(client, None)
+            failures.pop(client)
             replies[client] = reply
     return sorted(replies.items()), failures
 

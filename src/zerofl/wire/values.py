@@ -20,6 +20,7 @@ VALUES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": 
 # A plane is compressed only where it shrinks by a twentieth. zstd's first level is mostly its Huffman coder, a few
 # nanoseconds a byte; weights have no repetitions that the higher ones could find.
 _WORTHWHILE, _LEVEL = 0.95, 1
+_LARGEST_COUNT = 2**53  # a double, in which counters are averaged, holds every whole number up to it
 _WIDTHS = {FLOAT32: "<u4", FLOAT16: "<u2", BFLOAT16: "<u2", INT8: "<u1"}
 
 
@@ -75,6 +76,8 @@ def decode_values(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
             raise reader.refuse(f"has an int8 scale of {scale}, expected a positive number")
         with np.errstate(all="ignore"):
             values = _decode_planes(reader, count, kind).view(np.int8) * np.float32(scale)
+    if values.dtype == np.int64 and ((values > _LARGEST_COUNT) | (values < -_LARGEST_COUNT)).any():
+        raise reader.refuse(f"holds counters from {values.min()} to {values.max()}, expected at most 2^53")
     if values.dtype == np.float32 and not np.isfinite(values).all():
         raise reader.refuse(f"holds {np.count_nonzero(~np.isfinite(values))} non-finite values (NaN or infinity)")
     return values
@@ -88,7 +91,7 @@ def _encode_planes(bits: np.ndarray) -> bytes:
     for number, plane in enumerate(planes):
         raw = plane.tobytes()
         frame = compressor.compress(raw)
-        if len(frame) + 4 <= _WORTHWHILE * len(raw):
+        if _is_worthwhile(len(frame), len(raw)):
             compressed_planes |= 1 << number
             raw = struct.pack("<I", len(frame)) + frame
         parts.append(raw)
@@ -107,14 +110,19 @@ def _decode_planes(reader: Reader, count: int, kind: int) -> np.ndarray:
     return planes.view(dtype).reshape(count)
 
 
+def _is_worthwhile(compressed_bytes: int, raw_bytes: int) -> bool:
+    return compressed_bytes + 4 <= _WORTHWHILE * raw_bytes
+
+
 def _decompress(reader: Reader, count: int) -> np.ndarray:
     """The `count` bytes of a zstd frame that declares just that size: nothing more is allocated."""
     frame = reader.take(reader.uint32())
-    if not count:
-        raise reader.refuse("has a zstd frame for no values")
+    # A frame can be padded without end with blocks of nothing; an encoder would have sent such a plane as it is.
+    if not _is_worthwhile(len(frame), count):
+        raise reader.refuse(f"has a zstd frame of {len(frame)} bytes for {count}, which no encoder writes")
     try:
         if (size := zstandard.frame_content_size(frame)) != count:
-            raise reader.refuse(f"has a zstd frame of {size} bytes, expected {count}")
+            raise reader.refuse(f"has a zstd frame that declares {size} bytes, expected {count}")
         # Bytes after the frame, or a second one, would be read by nobody.
         plane = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
