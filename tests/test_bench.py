@@ -26,7 +26,7 @@ def test_bench_uplink_writes_a_row_for_each_combination(
     """The figures of a small stand-in for the update; the command itself trains a ResNet-18."""
     received = {"w": torch.randn(300, 100), "b": torch.randn(100), "n": torch.tensor(1)}
     trained = {"w": torch.randn(300, 100), "b": torch.randn(100), "n": torch.tensor(2)}
-    monkeypatch.setattr(bench, "_train_client", lambda experiment: (received, trained, ["w"]))
+    monkeypatch.setattr(bench, "_train_client", lambda experiment: (received, trained, ["w"], 1.0))
     assert main(["bench", "uplink", "--json", str(tmp_path / "uplink.json")]) == 0
     assert "top_k_weights_diff" in capsys.readouterr().out
     rows = json.loads((tmp_path / "uplink.json").read_text())["rows"]

@@ -54,9 +54,8 @@ def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any
             dataset=dataset, root=root or "", clients=clients, clients_per_round=1, sparsity=sparsity
         )
         note(f"training one client of {dataset} at {sparsity:.0%} sparsity")
-        started = time.perf_counter()
-        received, trained, sparse = _train_client(experiment)
-        training.append({"sparsity": sparsity, "train_seconds": time.perf_counter() - started})
+        received, trained, sparse, train_seconds = _train_client(experiment)
+        training.append({"sparsity": sparsity, "train_seconds": train_seconds})
         for uplink in UPLINKS:
             for mask_ratio in MASK_RATIOS:
                 note(f"{uplink} at {sparsity:.0%}, mask ratio {mask_ratio}")
@@ -94,16 +93,19 @@ def uplink_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _train_client(experiment: Experiment) -> tuple[State, State, list[str]]:
-    """The model that one client receives, what it makes of it, and the names of the sparse weights."""
+def _train_client(experiment: Experiment) -> tuple[State, State, list[str], float]:
+    """The model that one client receives, what it makes of it, the sparse weights' names, and the seconds it took."""
     dataset = load_dataset(experiment.dataset, experiment.root)
     received = {name: t.detach() for name, t in initial_model(experiment, dataset).state_dict().items()}
     model = empty_model(experiment, dataset)
     model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
     mine = lda_partition(dataset.train.labels, experiment.clients, experiment.alpha, experiment.seed)[0]
-    train(model, dataset.train.take(mine), dataset, experiment, round=1, client=0)
+    split = dataset.train.take(mine)
+    started = time.perf_counter()
+    train(model, split, dataset, experiment, round=1, client=0)
+    train_seconds = time.perf_counter() - started
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return received, trained, [f"{name}.weight" for name, _ in sparse_layers(model)]
+    return received, trained, [f"{name}.weight" for name, _ in sparse_layers(model)], train_seconds
 
 
 def _rows(update: Update, schema: Schema, sparse: list[str], sparsity: float, mask_ratio: float) -> Iterator[Row]:

@@ -129,12 +129,12 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     failed = []
     for experiment in chosen:
         directory = out / experiment.name
-        if is_finished(directory):
-            console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
-            continue
         try:
             with locked(directory):
                 check_run(directory, experiment, options.resume)  # again: another process may have been here
+                if is_finished(directory):
+                    console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
+                    continue
                 checkpoint = open_run(directory, experiment)
                 with RunProgress(
                     console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)
