@@ -13,7 +13,7 @@ test: .venv/test.installed
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.venv/%.installed: pyproject.toml constraints.txt
+.venv/%.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@

@@ -7,7 +7,6 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -218,7 +217,7 @@ def find_experiments(file_or_preset: str) -> Path:
     """The file itself, or the preset of that name that comes with the package."""
     if Path(file_or_preset).is_file():
         return Path(file_or_preset)
-    presets = Path(str(resources.files("zerofl"))) / "experiments"
+    presets = Path(__file__).parent / "experiments"
     preset = presets / f"{file_or_preset}.toml"
     if preset.is_file():
         return preset

@@ -1,13 +1,17 @@
 """Sparse layers, and `sparsify_`, which turns a dense model's layers into them in place."""
 
+import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerofl import swat
+from zerofl import innermost, native, swat
 from zerofl.topk import active, count_top_k, top_k_threshold
+
+Backend = Literal["auto", "native", "reference"]
 
 
 class _TopK:
@@ -18,52 +22,114 @@ class _TopK:
     sparsity: float
     activation_sparsity: float
     topk_period: int
+    backend: Backend
     training_steps: int
-    weight_threshold: Tensor | None
-    activation_threshold: Tensor | None
+    bias: Tensor | None
+    weight_threshold: Tensor | float | None
+    activation_threshold: Tensor | float | None
+
+    def _is_fresh(self) -> bool:
+        """Whether this call takes its thresholds anew; counts the training steps.
+
+        In training that is every `topk_period` steps; outside training always.
+        """
+        if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
+            return True
+        fresh = self.weight_threshold is None or self.training_steps % self.topk_period == 0
+        self.training_steps += 1
+        return fresh
 
     # Data-dependent, and exact arithmetic on sizes: torch.compile leaves the graph for it and goes on behind it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _thresholds(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """This call's thresholds for the weight and, where a weight gradient may be asked for, the input.
 
-        The input's K counts the whole batch tensor. In training both are taken anew every `topk_period` steps and
-        reused in between; outside training they are always fresh.
+        The input's K counts the whole batch tensor.
         """
-        with_grad = torch.is_grad_enabled() and self.weight.requires_grad
-        if self.training and with_grad:
-            fresh = self.weight_threshold is None or self.training_steps % self.topk_period == 0
-            self.training_steps += 1
-            if not fresh:
-                return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
+        if not self._is_fresh():
+            return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
         weight_threshold = top_k_threshold(self.weight, count_top_k(self.weight.numel(), self.sparsity))
         activation_threshold = None
-        if with_grad:
+        if torch.is_grad_enabled() and self.weight.requires_grad:
             activation_threshold = top_k_threshold(input, count_top_k(input.numel(), self.activation_sparsity))
             if self.training:
                 self.weight_threshold, self.activation_threshold = weight_threshold, activation_threshold
         return weight_threshold, activation_threshold
 
+    def _convolve(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        unpadded: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The layer on the native kernels: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W'], and the input."""
+        input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
+        with_grad = torch.is_grad_enabled() and weight.requires_grad
+        exact = not self._is_fresh()
+        thresholds = [0.0 if t is None else float(t) for t in (self.weight_threshold, self.activation_threshold)]
+        of_weight = native.Choice(count_top_k(weight.numel(), self.sparsity), thresholds[0], exact)
+        of_input = None
+        if with_grad and unpadded is not None and not exact:  # K counts the input before its padding
+            threshold = top_k_threshold(unpadded, count_top_k(unpadded.numel(), self.activation_sparsity))
+            of_input = native.Choice(0, threshold.item(), exact=True)
+        elif with_grad:
+            k = count_top_k(input.numel(), self.activation_sparsity)
+            of_input = native.Choice(k, thresholds[1], exact)
+        packed_weight, packed_input = native.pack(input, weight, of_weight, of_input, stride, padding, dilation)
+        if self.training and packed_input is not None:
+            self.weight_threshold, self.activation_threshold = packed_weight.threshold, packed_input.threshold
+        return native.Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
+            input, weight, self.bias, packed_weight, packed_input
+        )
+
+    def _is_native(self, *tensors: Tensor | None, supported: str | None = None) -> bool:
+        """Whether this call runs on the native kernels; `supported` names what they lack, if anything.
+
+        Raises:
+            RuntimeError: backend="native" was asked for, and they cannot do this.
+        """
+        if self.backend == "reference":
+            return False
+        if supported is None and native.takes(*tensors):
+            return True
+        if self.backend == "native":
+            raise RuntimeError(
+                f"backend='native' does float32 tensors with entries on the CPU, outside autocast and with groups=1; got "
+                f"{supported or ', '.join(f'{t.dtype} {tuple(t.shape)} on {t.device}' for t in tensors if t is not None)}; "
+                "use backend='auto' to fall back to the reference"
+            )
+        return False
+
     def _sparsity_repr(self) -> str:
         return (
-            f"sparsity={self.sparsity}, activation_sparsity={self.activation_sparsity}, topk_period={self.topk_period}"
+            f"sparsity={self.sparsity}, activation_sparsity={self.activation_sparsity}, "
+            f"topk_period={self.topk_period}, backend={self.backend!r}"
         )
 
 
 class SparseConv2d(_TopK, nn.Conv2d):
     """`nn.Conv2d` trained with SWAT: the paper's layer l (§3.1). Made by `sparsify_`."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W']."""
+    can_keep_input = True  # for `innermost.fork`
+
+    def forward(self, input: Tensor, keep: bool = False) -> Any:
+        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W']; with `keep`, see `innermost.fork`."""
         if input.dim() == 3:
-            return self.forward(input.unsqueeze(0)).squeeze(0)
-        weight_threshold, activation_threshold = self._thresholds(input)
-        padding = self.padding
+            output = self.forward(input.unsqueeze(0)).squeeze(0)
+            return (output, input) if keep else output
+        original, padding = input, self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             # As nn.Conv2d does, which keeps this list for F.pad; "same" and "valid" become explicit borders.
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        return swat.Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
+        if self._is_native(input, self.weight, self.bias, supported=None if self.groups == 1 else f"groups={self.groups}"):
+            output, kept = self._native(input, padding, None if input is original else original)
+            return (output, kept if input is original else original) if keep else output
+        weight_threshold, activation_threshold = self._thresholds(original)
+        output = swat.Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
             input,
             self.weight,
             self.bias,
@@ -74,6 +140,13 @@ class SparseConv2d(_TopK, nn.Conv2d):
             self.dilation,
             self.groups,
         )
+        return (output, original) if keep else output
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _native(
+        self, input: Tensor, padding: tuple[int, int], unpadded: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return self._convolve(input, self.weight, self.stride, padding, self.dilation, unpadded)
 
     def extra_repr(self) -> str:
         """The dense layer's, and the sparsity."""
@@ -85,9 +158,18 @@ class SparseLinear(_TopK, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Input [..., I] -> output [..., O]."""
+        if self._is_native(input, self.weight, self.bias):
+            return self._native(input)
         return swat.Linear.apply(  # type: ignore[no-any-return,no-untyped-call]
             input, self.weight, self.bias, *self._thresholds(input)
         )
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _native(self, input: Tensor) -> Tensor:
+        # A 1x1 convolution of images of one position: [rows, I] lies batch innermost as [I, rows].
+        rows = input.reshape(-1, self.in_features, 1, 1)
+        output, _ = self._convolve(rows, self.weight[:, :, None, None])
+        return output.flatten(1).reshape(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """The dense layer's, and the sparsity."""
@@ -98,6 +180,7 @@ class SparseLinear(_TopK, nn.Linear):
 _SPARSE_CLASS: dict[type[nn.Module], type[SparseConv2d] | type[SparseLinear]] = {
     nn.Conv2d: SparseConv2d,
     nn.Linear: SparseLinear,
+    innermost.Conv2d: SparseConv2d,
     SparseConv2d: SparseConv2d,
     SparseLinear: SparseLinear,
 }
@@ -110,6 +193,7 @@ def sparsify_(
     activation_sparsity: float | None = None,
     layers: Iterable[str] | None = None,
     topk_period: int = 1,
+    backend: Backend = "auto",
 ) -> list[str]:
     """Make layers of `model` train and evaluate with their top-k weights (SWAT, §3.1), in place.
 
@@ -127,6 +211,10 @@ def sparsify_(
             except the first convolution and the last linear.
         topk_period: forward passes in training between two computations of a layer's thresholds. Above 1 the sparsity
             drifts in between: see `realised_sparsity`.
+        backend: "native" computes with the non-zeros only, on the CPU in float32; "reference" with masks in plain
+            PyTorch, anywhere; "auto" is native where it can be. Both give the same up to rounding. With the native
+            kernels, the model's plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` become those of
+            `zerofl.innermost` if a convolution was made sparse: the same layers, without moving data in between.
 
     Returns:
         The names of the swapped layers, in the model's order.
@@ -141,6 +229,10 @@ def sparsify_(
             raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
     if not isinstance(topk_period, int) or topk_period < 1:  # type: ignore[redundant-expr]
         raise ValueError(f"topk_period = {topk_period}: expected a number of forward passes, 1 or more")
+    if backend not in ("auto", "native", "reference"):
+        raise ValueError(f"backend = {backend!r}: expected 'auto', 'native' or 'reference'")
+    if backend == "native" and native.UNAVAILABLE:
+        raise ValueError(f"backend = 'native': the native kernels are not installed ({native.UNAVAILABLE})")
     if isinstance(layers, str):
         raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
 
@@ -166,8 +258,11 @@ def sparsify_(
         layer.__class__ = _SPARSE_CLASS[type(layer)]
         assert isinstance(layer, _TopK)
         layer.sparsity, layer.activation_sparsity, layer.topk_period = sparsity, activation_sparsity, topk_period
+        layer.backend = backend
         layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
     _disable_fused_transformer_paths(model)
+    if backend != "reference":
+        _use_native_layout(model)
     return names
 
 
@@ -201,6 +296,21 @@ def _default_layers(model: nn.Module) -> list[str]:
     dense = {*convolutions[:1], *linears[-1:]}
     dense |= {name for name in convolutions if tuple(candidates[name].kernel_size) == (1, 1)}
     return [name for name in candidates if name not in dense]
+
+
+def _use_native_layout(model: nn.Module) -> None:
+    """Let the dense layers between the sparse ones keep the kernels' layout; tell once if there are no kernels."""
+    if native.UNAVAILABLE:
+        warnings.warn(
+            f"zerofl's native kernels are not installed ({native.UNAVAILABLE}): sparse layers run on the reference, which "
+            "is slower than dense training. Reinstall zerofl with a C++17 compiler, or say backend='reference'",
+            stacklevel=3,
+        )
+        return
+    if any(isinstance(layer, SparseConv2d) for _, layer in sparse_layers(model)):
+        for module in model.modules():
+            if innermost.can_be_innermost(module):
+                module.__class__ = innermost.INNERMOST[type(module)]
 
 
 def _disable_fused_transformer_paths(model: nn.Module) -> None:

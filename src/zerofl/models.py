@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zerofl.innermost import fork, norm_relu, relu_pool
 from zerofl.topk import count_top_k, keep_active, top_k_threshold
 
 
@@ -27,8 +28,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H / stride, W / stride]."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out, x = fork(self.conv1, x)
+        out = norm_relu(self.bn1, out)
+        return norm_relu(self.bn2, self.conv2(out), self.shortcut(x))
 
 
 class ResNet18(nn.Module):
@@ -55,7 +57,7 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, 32, 32] -> logits [N, classes]."""
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = norm_relu(self.bn1, self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 
@@ -70,14 +72,15 @@ class LeafCNN(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 32, 5, padding=2)
         self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
+        self.pool = nn.MaxPool2d(2)
         self.fc1 = nn.Linear(64 * 7 * 7, 2048)
         self.fc2 = nn.Linear(2048, classes)
         self.sparse_layers = ["conv1", "conv2", "fc1"]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, 28, 28] -> logits [N, classes]."""
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = relu_pool(self.pool, self.conv1(x))
+        x = relu_pool(self.pool, self.conv2(x))
         return self.fc2(F.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
 
 

@@ -5,13 +5,17 @@ the order in which entries lie in memory. NaN counts as the largest magnitude an
 tensor shows itself instead of being zeroed.
 """
 
+import functools
 import math
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from zerofl import native
 
+
+@functools.lru_cache(maxsize=4096)
 def count_top_k(numel: int, sparsity: float, mask_ratio: float = 0.0) -> int:
     """K = ceil((1 - sparsity + mask_ratio) * numel), at most `numel` (§3.1; with the mask ratio, §5).
 
@@ -29,6 +33,8 @@ def top_k_threshold(x: Tensor, k: int) -> Tensor:
     _check_k(x, k)
     if k == 0:
         return x.new_full((), math.inf)
+    if native.takes(x):
+        return torch.tensor(native.top_k_threshold(_in_memory_order(x), k))
     magnitudes = x.detach().abs().flatten()
     kth_smallest = magnitudes.numel() - k
     if x.device.type != "cpu":
@@ -56,6 +62,12 @@ def active(x: Tensor, threshold: Tensor) -> Tensor:
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
     """`x` with its inactive entries set to zero."""
     return torch.where(x.abs() < threshold, 0.0, x)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The entries of `x` in a contiguous tensor, without a copy if they are side by side in any order."""
+    permuted = x.permute(sorted(range(x.dim()), key=lambda dim: -x.stride(dim)))
+    return permuted if permuted.is_contiguous() else x.contiguous()
 
 
 def _check_k(x: Tensor, k: int) -> None:

@@ -1,0 +1,290 @@
+// The module zerofl._native. Every tensor is a contiguous float32 one on the CPU, batch innermost: [channels, height,
+// width, batch]; the types refuse all others and never convert. native.py makes them and allocates the results.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+
+#include "normalization.h"
+#include "packing.h"
+#include "parallel.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace zerofl;
+
+namespace {
+
+template <int Dimensions>
+using Floats = nb::ndarray<float, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+using AnyFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+template <int Dimensions>
+using ConstFloats = nb::ndarray<const float, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+
+const Kernels* kernels = &kernels_baseline;
+
+std::vector<const Kernels*> supported() {
+  std::vector<const Kernels*> sets = {&kernels_baseline};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi"))
+    sets.push_back(&kernels_avx2);
+  if (sets.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    sets.push_back(&kernels_avx512);
+#endif
+  return sets;
+}
+
+template <class Tensor>
+auto pointer(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->data() : nullptr;
+}
+
+template <class Tensor>
+void expect(const Tensor& tensor, std::initializer_list<int64_t> shape, const char* name) {
+  size_t i = 0;
+  bool same = tensor.ndim() == shape.size();
+  for (int64_t size : shape) same = same && static_cast<int64_t>(tensor.shape(i++)) == size;
+  if (!same) throw nb::value_error((std::string(name) + " does not have the shape that the geometry gives it").c_str());
+}
+
+int64_t channels_of(const ConstFloats<4>& x) {
+  if (x.size() == 0) throw nb::value_error("expected a tensor with entries");
+  return static_cast<int64_t>(x.shape(0));
+}
+
+void check(int64_t k, size_t entries) {
+  if (k < 0 || k > static_cast<int64_t>(entries)) throw nb::value_error("k is out of range");
+}
+
+// A convolution whose shapes are checked here once, so that the kernels can trust them.
+struct Shape : Geometry {
+  Shape(const std::vector<int>& input, const std::vector<int>& weight, const std::vector<int>& stride,
+        const std::vector<int>& padding, const std::vector<int>& dilation) {
+    const auto pair = [](const std::vector<int>& v) { return v.size() == 2; };
+    if (input.size() != 4 || weight.size() != 4 || !pair(stride) || !pair(padding) || !pair(dilation))
+      throw nb::value_error("expected input and weight sizes of 4 numbers, and stride, padding and dilation of 2");
+    in_channels = input[0], in_height = input[1], in_width = input[2], batch = input[3];
+    out_channels = weight[0], kernel_height = weight[2], kernel_width = weight[3];
+    stride_height = stride[0], stride_width = stride[1];
+    padding_height = padding[0], padding_width = padding[1];
+    dilation_height = dilation[0], dilation_width = dilation[1];
+    for (int size : {batch, in_channels, in_height, in_width, out_channels, kernel_height, kernel_width, stride_height,
+                     stride_width, dilation_height, dilation_width})
+      if (size < 1) throw nb::value_error("sizes, strides and dilations have to be 1 or more");
+    if (padding_height < 0 || padding_width < 0) throw nb::value_error("paddings have to be 0 or more");
+    if (weight[1] != in_channels) throw nb::value_error("the weight is for another number of input channels");
+    const auto outputs = [](int64_t in, int64_t kernel, int64_t step, int64_t pad, int64_t spread) {
+      return in + 2 * pad - spread * (kernel - 1) - 1 < 0 ? 0 : (in + 2 * pad - spread * (kernel - 1) - 1) / step + 1;
+    };
+    const int64_t height = outputs(in_height, kernel_height, stride_height, padding_height, dilation_height);
+    const int64_t width = outputs(in_width, kernel_width, stride_width, padding_width, dilation_width);
+    if (height < 1 || width < 1) throw nb::value_error("the kernel is larger than the padded input");
+    if (height > (1 << 24) || width > (1 << 24)) throw nb::value_error("an output side of more than 2^24");
+    out_height = static_cast<int>(height), out_width = static_cast<int>(width);
+  }
+};
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a graph that is alive when Python ends is no error
+  kernels = supported().back();
+  const auto release = nb::call_guard<nb::gil_scoped_release>();
+
+  m.def(
+      "empty",
+      [](const std::vector<size_t>& shape) {
+        size_t bytes = sizeof(float);
+        for (size_t size : shape)
+          if (__builtin_mul_overflow(bytes, size, &bytes)) throw nb::value_error("the shape is too large");
+        void* memory = pool_allocate(bytes);
+        nb::capsule owner(memory, [](void* p) noexcept { pool_free(p); });
+        return nb::ndarray<nb::pytorch, float, nb::c_contig, nb::device::cpu>(memory, shape.size(), shape.data(), owner);
+      },
+      "shape"_a);
+  m.def("use_openmp_of", &use_openmp_of, "path"_a);
+  m.def("isa", [] { return kernels->name; });
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Kernels* set : supported()) names.push_back(set->name);
+    return names;
+  });
+  m.def(
+      "set_isa",
+      [](const std::string& name) {
+        for (const Kernels* set : supported())
+          if (name == set->name) {
+            kernels = set;
+            return;
+          }
+        throw nb::value_error(("this processor has no " + name).c_str());
+      },
+      "name"_a);
+
+  m.def(
+      "top_k_threshold",
+      [](AnyFloats x, int64_t k, int threads) {
+        check(k, x.size());
+        return top_k_threshold(*kernels, threads, x.data(), static_cast<int64_t>(x.size()), k);
+      },
+      "x"_a.noconvert(), "k"_a, "threads"_a, release);
+
+  nb::class_<Shape>(m, "Geometry")
+      .def(nb::init<const std::vector<int>&, const std::vector<int>&, const std::vector<int>&, const std::vector<int>&,
+                    const std::vector<int>&>(),
+           "input"_a, "weight"_a, "stride"_a, "padding"_a, "dilation"_a);
+
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def(
+          "__init__",
+          [](PackedWeight* self, const Shape& s, ConstFloats<4> weight, int64_t k, float threshold, bool exact,
+             bool for_grad_input, int threads) {
+            expect(weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "weight");
+            check(k, weight.size());
+            new (self) PackedWeight(*kernels, threads, s, weight.data(), {k, threshold, exact}, for_grad_input);
+          },
+          "geometry"_a, "weight"_a.noconvert(), "k"_a, "threshold"_a, "exact"_a, "for_grad_input"_a, "threads"_a, release)
+      .def_ro("threshold", &PackedWeight::threshold)
+      .def_prop_ro("output",
+                   [](const PackedWeight& self) {
+                     const Geometry& g = self.geometry;
+                     return nb::make_tuple(g.out_channels, g.out_height, g.out_width, g.batch);
+                   })
+      .def(
+          "convolve",
+          [](PackedWeight& self, ConstFloats<4> input, std::optional<ConstFloats<1>> bias,
+             Floats<4> output, int threads) {
+            const Geometry& s = self.geometry;
+            expect(input, {s.in_channels, s.in_height, s.in_width, s.batch}, "input");
+            expect(output, {s.out_channels, s.out_height, s.out_width, s.batch}, "output");
+            if (bias) expect(*bias, {s.out_channels}, "bias");
+            if (self.forward.phases.empty()) throw nb::value_error("convolve has been called before");
+            self.forward.run(self.kernels, threads, input.data(), pointer(bias), nullptr, output.data());
+            self.forward = {};  // it has served; the backward pass needs the other
+          },
+          "input"_a.noconvert(), "bias"_a.noconvert().none(), "output"_a.noconvert(), "threads"_a, release)
+      .def(
+          "grad_input",
+          [](const PackedWeight& self, ConstFloats<4> grad_output, std::optional<ConstFloats<4>> addend,
+             Floats<4> grad_input, int threads) {
+            const Geometry& s = self.geometry;
+            expect(grad_output, {s.out_channels, s.out_height, s.out_width, s.batch}, "grad_output");
+            expect(grad_input, {s.in_channels, s.in_height, s.in_width, s.batch}, "grad_input");
+            if (self.backward.phases.empty()) throw nb::value_error("the weight was packed without for_grad_input");
+            if (addend) expect(*addend, {s.in_channels, s.in_height, s.in_width, s.batch}, "addend");
+            self.backward.run(self.kernels, threads, grad_output.data(), nullptr, pointer(addend), grad_input.data());
+          },
+          "grad_output"_a.noconvert(), "addend"_a.noconvert().none(), "grad_input"_a.noconvert(), "threads"_a, release);
+
+  nb::class_<PackedInput>(m, "PackedInput")
+      .def(
+          "__init__",
+          [](PackedInput* self, const Shape& s, ConstFloats<4> input, int64_t k, float threshold, bool exact, int threads) {
+            expect(input, {s.in_channels, s.in_height, s.in_width, s.batch}, "input");
+            check(k, input.size());
+            new (self) PackedInput(*kernels, threads, s, input.data(), {k, threshold, exact});
+          },
+          "geometry"_a, "input"_a.noconvert(), "k"_a, "threshold"_a, "exact"_a, "threads"_a, release)
+      .def_ro("threshold", &PackedInput::threshold)
+      .def(
+          "grad_weight",
+          [](const PackedInput& self, ConstFloats<4> grad_output, Floats<4> grad_weight, int threads) {
+            const Geometry& s = self.geometry;
+            expect(grad_output, {s.out_channels, s.out_height, s.out_width, s.batch}, "grad_output");
+            expect(grad_weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "grad_weight");
+            self.grad_weight(threads, grad_output.data(), grad_weight.data());
+          },
+          "grad_output"_a.noconvert(), "grad_weight"_a.noconvert(), "threads"_a, release);
+
+  m.def(
+      "batch_norm_statistics",
+      [](ConstFloats<4> x, Floats<1> mean, Floats<1> variance, int threads) {
+        const int64_t channels = channels_of(x), count = x.size() / channels;
+        expect(mean, {channels}, "mean");
+        expect(variance, {channels}, "variance");
+        batch_norm_statistics(*kernels, threads, x.data(), static_cast<int>(channels), count, mean.data(), variance.data());
+      },
+      "x"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(), "threads"_a, release);
+  m.def(
+      "batch_norm",
+      [](ConstFloats<4> x, ConstFloats<1> mean, ConstFloats<1> variance, float epsilon,
+         std::optional<ConstFloats<1>> weight, std::optional<ConstFloats<1>> bias, std::optional<ConstFloats<4>> residual,
+         bool relu, Floats<4> y, std::optional<Bytes> positive, int threads) {
+        const int64_t channels = channels_of(x), count = x.size() / channels;
+        for (const auto& per_channel : {mean, variance, weight.value_or(mean), bias.value_or(mean)})
+          expect(per_channel, {channels}, "mean, variance, weight or bias");
+        const auto shape = {channels, (int64_t)x.shape(1), (int64_t)x.shape(2), (int64_t)x.shape(3)};
+        expect(y, shape, "y");
+        if (residual) expect(*residual, shape, "residual");
+        if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
+        batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, mean.data(), variance.data(), epsilon,
+                   pointer(weight), pointer(bias), pointer(residual), relu, y.data(), pointer(positive));
+      },
+      "x"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(), "epsilon"_a, "weight"_a.noconvert().none(),
+      "bias"_a.noconvert().none(), "residual"_a.noconvert().none(), "relu"_a, "y"_a.noconvert(),
+      "positive"_a.noconvert().none(), "threads"_a, release);
+  m.def(
+      "batch_norm_backward",
+      [](ConstFloats<4> grad_y, ConstFloats<4> x, std::optional<ConstBytes> positive, ConstFloats<1> mean,
+         ConstFloats<1> variance, float epsilon, std::optional<ConstFloats<1>> weight, Floats<4> grad_x,
+         Floats<1> grad_weight, Floats<1> grad_bias, std::optional<Floats<4>> grad_residual, int threads) {
+        const int64_t channels = channels_of(x), count = x.size() / channels;
+        for (const auto& per_channel : {mean, variance, weight.value_or(mean)})
+          expect(per_channel, {channels}, "mean, variance or weight");
+        expect(grad_weight, {channels}, "grad_weight");
+        expect(grad_bias, {channels}, "grad_bias");
+        const auto shape = {channels, (int64_t)x.shape(1), (int64_t)x.shape(2), (int64_t)x.shape(3)};
+        expect(grad_y, shape, "grad_y");
+        expect(grad_x, shape, "grad_x");
+        if (grad_residual) expect(*grad_residual, shape, "grad_residual");
+        if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
+        batch_norm_backward(*kernels, threads, grad_y.data(), x.data(), pointer(positive), static_cast<int>(channels),
+                            count, mean.data(), variance.data(), epsilon, pointer(weight), grad_x.data(),
+                            grad_weight.data(), grad_bias.data(), pointer(grad_residual));
+      },
+      "grad_y"_a.noconvert(), "x"_a.noconvert(), "positive"_a.noconvert().none(), "mean"_a.noconvert(),
+      "variance"_a.noconvert(), "epsilon"_a, "weight"_a.noconvert().none(), "grad_x"_a.noconvert(),
+      "grad_weight"_a.noconvert(), "grad_bias"_a.noconvert(), "grad_residual"_a.noconvert().none(), "threads"_a, release);
+
+  m.def(
+      "max_pool",
+      [](ConstFloats<4> x, int size, bool relu, Floats<4> y, Bytes place, int threads) {
+        const int channels = (int)x.shape(0), height = (int)x.shape(1), width = (int)x.shape(2), batch = (int)x.shape(3);
+        if (size < 1 || size > 15) throw nb::value_error("size has to be 1 to 15");
+        expect(y, {channels, height / size, width / size, batch}, "y");
+        expect(place, {channels, height / size, width / size, batch}, "place");
+        if (channels < 1) throw nb::value_error("no channels");
+        const int64_t count = x.size() / channels, pooled = y.size() / channels;
+        parallel(threads, channels, [&](int64_t c) {
+          kernels->max_pool(x.data() + c * count, height, width, batch, size, relu, y.data() + c * pooled,
+                            place.data() + c * pooled);
+        });
+      },
+      "x"_a.noconvert(), "size"_a, "relu"_a, "y"_a.noconvert(), "place"_a.noconvert(), "threads"_a, release);
+  m.def(
+      "max_pool_backward",
+      [](ConstFloats<4> grad_y, ConstBytes place, int size, Floats<4> grad_x, int threads) {
+        const int channels = (int)grad_x.shape(0), height = (int)grad_x.shape(1), width = (int)grad_x.shape(2);
+        const int batch = (int)grad_x.shape(3);
+        if (size < 1 || size > 15) throw nb::value_error("size has to be 1 to 15");
+        expect(grad_y, {channels, height / size, width / size, batch}, "grad_y");
+        expect(place, {channels, height / size, width / size, batch}, "place");
+        if (channels < 1) throw nb::value_error("no channels");
+        const int64_t count = grad_x.size() / channels, pooled = grad_y.size() / channels;
+        parallel(threads, channels, [&](int64_t c) {
+          kernels->max_pool_gradient(grad_y.data() + c * pooled, place.data() + c * pooled, height, width, batch, size,
+                                     grad_x.data() + c * count);
+        });
+      },
+      "grad_y"_a.noconvert(), "place"_a.noconvert(), "size"_a, "grad_x"_a.noconvert(), "threads"_a, release);
+}

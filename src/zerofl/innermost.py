@@ -1,0 +1,133 @@
+"""Dense layers that stay in the native kernels' batch-innermost layout: what a sparse layer's neighbours become.
+
+`sparsify_` turns the plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` of a model into these in place. Where the kernels cannot
+work (another device or dtype), they are exactly PyTorch's.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zerofl import native
+
+
+class Conv2d(nn.Conv2d):
+    """A dense convolution: a matrix product for a 1x1 kernel, else the sparse kernels with every weight active."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Input [N, C, H, W] -> output [N, O, H', W']."""
+        if (
+            self.groups != 1
+            or self.padding_mode != "zeros"
+            or isinstance(self.padding, str)
+            or input.dim() != 4
+            or not native.takes(input, self.weight, self.bias)
+        ):
+            return super().forward(input)
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            return _pointwise(input, self.weight, self.bias, self.stride)
+        return _convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation, and in the same pass over memory a residual's addition and ReLU."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """relu(norm(input) + residual): all [N, C, H, W]."""
+        batch_statistics = self.training or self.running_mean is None
+        fast = input.dim() == 4 and native.takes(input, residual, self.weight, self.bias, self.running_mean)
+        if not fast or (not batch_statistics and torch.is_grad_enabled()):
+            y = super().forward(input)
+            y = y if residual is None else y + residual
+            return F.relu(y) if relu else y
+        return self._native(input, residual, relu, batch_statistics)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _native(self, input: Tensor, residual: Tensor | None, relu: bool, batch_statistics: bool) -> Tensor:
+        self._check_input_dim(input)
+        if not batch_statistics:
+            return native.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, residual, self.eps, relu
+            )
+        count = input.numel() // input.shape[1]
+        if count == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+        y, mean, variance = native.BatchNorm2d.apply(input, self.weight, self.bias, residual, self.eps, relu)
+        if self.training and self.running_mean is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
+        return y
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """The maximum over squares side by side, of relu(input) if asked for."""
+
+    def forward(self, input: Tensor, relu: bool = False) -> Tensor:
+        """Input [N, C, H, W] -> [N, C, H / size, W / size]."""
+        if input.dim() == 4 and native.takes(input):
+            return _max_pool(input, self.kernel_size, relu)
+        return super().forward(F.relu(input) if relu else input)
+
+
+def fork(convolution: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """convolution(x) and x, for a residual connection: use the returned x, whose gradient can then be added in passing."""
+    if getattr(convolution, "can_keep_input", False):
+        return convolution(x, keep=True)
+    return convolution(x), x
+
+
+def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + residual), in one pass over memory where `norm` can; x and residual [N, C, H, W]."""
+    if isinstance(norm, BatchNorm2d):
+        return norm(x, residual, relu=True)
+    y = norm(x)
+    return F.relu(y if residual is None else y + residual)
+
+
+def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
+    """pool(relu(x)), in one pass over memory where `pool` can; x [N, C, H, W]."""
+    return pool(x, relu=True) if isinstance(pool, MaxPool2d) else pool(F.relu(x))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _convolve(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
+) -> Tensor:
+    input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())
+    with_grad = torch.is_grad_enabled() and weight.requires_grad
+    packed = native.pack(input, weight, native.EVERY, native.EVERY if with_grad else None, stride, padding, dilation)
+    output, _ = native.Conv2d.apply(input, weight, bias, *packed)
+    return output
+
+
+@torch.compiler.disable
+def _max_pool(*args) -> Tensor:
+    return native.MaxPool2d.apply(*args)
+
+
+def _pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+    """A 1x1 convolution as a product of [O, C] and [C, H' W' N], which PyTorch differentiates."""
+    x = input.permute(1, 2, 3, 0)[:, :: stride[0], :: stride[1]]
+    y = weight.flatten(1) @ x.reshape(x.shape[0], -1)
+    if bias is not None:
+        y = y + bias[:, None]
+    return y.view(-1, *x.shape[1:]).permute(3, 0, 1, 2)
+
+
+# By exact type: a subclass has a forward of its own.
+INNERMOST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: Conv2d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.MaxPool2d: MaxPool2d,
+}
+
+
+def can_be_innermost(module: nn.Module) -> bool:
+    """Whether `module` is one of PyTorch's layers that has its double here."""
+    if type(module) is nn.MaxPool2d:
+        size, stride = module.kernel_size, module.stride
+        plain = (module.padding, module.dilation, module.return_indices, module.ceil_mode) == (0, 1, False, False)
+        return isinstance(size, int) and size == stride and 1 <= size <= 15 and plain
+    return type(module) in INNERMOST

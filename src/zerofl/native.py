@@ -1,0 +1,223 @@
+"""SWAT's products on the native kernels: what `zerofl.swat` defines, on operands that hold only the non-zeros.
+
+Inside, activations lie batch innermost: memory order [C, H, W, N]. A tensor comes and goes as PyTorch's [N, C, H, W]
+with the strides of that order, so that a chain of these layers and of elementwise operations never moves data; any other
+strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime. Results do not
+depend on the number of threads; they may differ in rounding between instruction sets.
+"""
+
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+try:
+    from zerofl import _native
+except ImportError as error:
+    UNAVAILABLE: str | None = str(error)
+else:
+    UNAVAILABLE = None
+    _libraries = Path(torch.__file__).parent / "lib"
+    _native.use_openmp_of(str(_libraries / ("libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so")))
+    if os.environ.get("ZEROFL_ISA"):
+        _native.set_isa(os.environ["ZEROFL_ISA"])
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can work on these: float32 with entries, on the CPU, outside autocast and fake tensors."""
+    return UNAVAILABLE is None and not torch.is_autocast_enabled("cpu") and all(
+        t is None or (type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0)
+        for t in tensors
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def batch_innermost(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> contiguous [C, H, W, N]; without a copy where the strides are those already."""
+    return x.detach().permute(1, 2, 3, 0).contiguous()
+
+
+def batch_first(x: Tensor) -> Tensor:
+    """[C, H, W, N] -> a view [N, C, H, W]."""
+    return x.permute(3, 0, 1, 2)
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """An uninitialised float32 tensor; a large one in memory that is kept and used again."""
+    return _native.empty(shape) if math.prod(shape) >= _POOLED else torch.empty(shape)
+
+
+_POOLED = 1 << 15  # floats; smaller ones cost the system nothing
+
+
+def top_k_threshold(x: Tensor, k: int) -> float:
+    """`zerofl.topk.top_k_threshold` of a contiguous tensor that `takes` accepts."""
+    return _native.top_k_threshold(x.detach(), k, torch.get_num_threads())
+
+
+class Choice(NamedTuple):
+    """Which entries of a tensor are active: all from `threshold` on if `exact`, else the `k` largest in magnitude.
+
+    Those begin near `threshold`, if that is above 0: then finding them takes one pass over the tensor. The result does
+    not depend on it.
+    """
+
+    k: int
+    threshold: float = 0.0
+    exact: bool = False
+
+
+EVERY = Choice(k=0, threshold=0.0, exact=True)
+
+
+def pack(
+    input: Tensor,
+    weight: Tensor,
+    weight_choice: Choice,
+    input_choice: Choice | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> tuple[Any, Any]:
+    """The active entries of a convolution's weight, and of its input [N, C, H, W] unless that choice is None."""
+    threads = torch.get_num_threads()
+    x, w = batch_innermost(input), weight.detach().contiguous()
+    geometry = _native.Geometry(x.shape, w.shape, stride, padding, dilation)
+    for_grad_input = torch.is_grad_enabled() and input.requires_grad
+    packed_weight = _native.PackedWeight(geometry, w, *weight_choice, for_grad_input, threads)
+    packed_input = None if input_choice is None else _native.PackedInput(geometry, x, *input_choice, threads)
+    return packed_weight, packed_input
+
+
+class Conv2d(torch.autograd.Function):
+    """`zerofl.swat.Conv2d` of what `pack` has made of the same input and weight; returns the output and the input.
+
+    Whoever uses the input further, as a residual network does, takes the returned one: its gradient is then added where
+    the convolution's is computed, without a pass over memory of its own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Any, packed_input: Any
+    ) -> tuple[Tensor, Tensor]:
+        x = batch_innermost(input)
+        output = empty(packed_weight.output)
+        packed_weight.convolve(x, None if bias is None else bias.detach().contiguous(), output, torch.get_num_threads())
+        ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
+        ctx.packed_weight, ctx.packed_input = packed_weight, packed_input
+        ctx.set_materialize_grads(False)
+        return batch_first(output), input.view_as(input)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_kept: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return grad_kept, None, None, None, None
+        threads = torch.get_num_threads()
+        dy = batch_innermost(grad_output)
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = empty(ctx.input_shape)
+            addend = None if grad_kept is None else batch_innermost(grad_kept)
+            ctx.packed_weight.grad_input(dy, addend, grad_input, threads)
+            grad_input = batch_first(grad_input)
+        if ctx.needs_input_grad[1]:
+            grad_weight = empty(ctx.weight_shape)
+            ctx.packed_input.grad_weight(dy, grad_weight, threads)
+        if ctx.needs_input_grad[2]:
+            grad_bias = dy.sum((1, 2, 3))
+        return grad_input, grad_weight, grad_bias, None, None
+
+
+class BatchNorm2d(torch.autograd.Function):
+    """relu(batch_norm(input) + residual) with the batch's own statistics; residual and ReLU are optional.
+
+    Returns the output and the batch's mean and biased variance, which are not differentiable.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        threads = torch.get_num_threads()
+        x = batch_innermost(input)
+        mean, variance = torch.empty(x.shape[0]), torch.empty(x.shape[0])
+        _native.batch_norm_statistics(x, mean, variance, threads)
+        needs_grad = any(ctx.needs_input_grad)
+        positive = torch.empty(x.shape[0], -(-x[0].numel() // 8), dtype=torch.uint8) if relu and needs_grad else None
+        y = empty(x.shape)
+        affine = [None if t is None else t.detach() for t in (weight, bias)]
+        _native.batch_norm(
+            x, mean, variance, eps, *affine, None if residual is None else batch_innermost(residual), relu, y, positive, threads
+        )
+        if needs_grad:
+            ctx.save_for_backward(x, positive, mean, variance, affine[0])
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return batch_first(y), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, positive, mean, variance, weight = ctx.saved_tensors
+        grad_y, grad_x = batch_innermost(grad_output), empty(x.shape)
+        grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
+        grad_residual = empty(x.shape) if ctx.needs_input_grad[3] else None
+        _native.batch_norm_backward(
+            grad_y, x, positive, mean, variance, ctx.eps, weight, grad_x, grad_weight, grad_bias, grad_residual,
+            torch.get_num_threads(),
+        )
+        return (
+            batch_first(grad_x),
+            grad_weight if ctx.needs_input_grad[1] else None,
+            grad_bias if ctx.needs_input_grad[2] else None,
+            None if grad_residual is None else batch_first(grad_residual),
+            None,
+            None,
+        )
+
+
+def batch_norm(
+    input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
+    eps: float, relu: bool,
+) -> Tensor:
+    """relu(batch_norm(input) + residual) with given statistics, as in evaluation; not differentiable."""
+    x = batch_innermost(input)
+    y = empty(x.shape)
+    per_channel = [None if t is None else t.detach() for t in (weight, bias)]
+    _native.batch_norm(
+        x, mean, variance, eps, *per_channel, None if residual is None else batch_innermost(residual), relu, y, None,
+        torch.get_num_threads(),
+    )
+    return batch_first(y)
+
+
+class MaxPool2d(torch.autograd.Function):
+    """The maximum over size x size squares side by side, of relu(input) if asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, size: int, relu: bool) -> Tensor:
+        x = batch_innermost(input)
+        y = empty((x.shape[0], x.shape[1] // size, x.shape[2] // size, x.shape[3]))
+        place = torch.empty_like(y, dtype=torch.uint8)
+        _native.max_pool(x, size, relu, y, place, torch.get_num_threads())
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(place)
+        ctx.size, ctx.input_shape = size, x.shape
+        return batch_first(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        (place,) = ctx.saved_tensors
+        grad_x = empty(ctx.input_shape)
+        _native.max_pool_backward(batch_innermost(grad_output), place, ctx.size, grad_x, torch.get_num_threads())
+        return batch_first(grad_x), None, None
