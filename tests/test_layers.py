@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerofl
-from zerofl import innermost
-from zerofl import SparseConv2d, SparseLinear, sparsify_
+from zerofl import SparseConv2d, SparseLinear, innermost, sparsify_
 from zerofl.models import LeafCNN, ResNet18
 
 

@@ -1,8 +1,10 @@
 """Dense layers that stay in the native kernels' batch-innermost layout: what a sparse layer's neighbours become.
 
-`sparsify_` turns the plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` of a model into these in place. Where the kernels cannot
-work (another device or dtype), they are exactly PyTorch's.
+`sparsify_` turns the plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` of a model into these in place. Where the
+kernels cannot work (another device or dtype), they are exactly PyTorch's.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ class Conv2d(nn.Conv2d):
             return super().forward(input)
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
             return _pointwise(input, self.weight, self.bias, self.stride)
-        return _convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        return _convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[no-any-return]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -37,23 +39,27 @@ class BatchNorm2d(nn.BatchNorm2d):
         batch_statistics = self.training or self.running_mean is None
         fast = input.dim() == 4 and native.takes(input, residual, self.weight, self.bias, self.running_mean)
         if not fast or (not batch_statistics and torch.is_grad_enabled()):
-            y = super().forward(input)
+            y: Tensor = super().forward(input)
             y = y if residual is None else y + residual
             return F.relu(y) if relu else y
-        return self._native(input, residual, relu, batch_statistics)
+        return self._native(input, residual, relu, batch_statistics)  # type: ignore[no-any-return]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _native(self, input: Tensor, residual: Tensor | None, relu: bool, batch_statistics: bool) -> Tensor:
         self._check_input_dim(input)
         if not batch_statistics:
+            assert self.running_mean is not None
+            assert self.running_var is not None
             return native.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, residual, self.eps, relu
             )
         count = input.numel() // input.shape[1]
         if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        y, mean, variance = native.BatchNorm2d.apply(input, self.weight, self.bias, residual, self.eps, relu)
+        y, mean, variance = native.batch_norm_of_batch(input, self.weight, self.bias, residual, self.eps, relu)
         if self.training and self.running_mean is not None:
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             self.running_mean.lerp_(mean, momentum)
@@ -67,47 +73,52 @@ class MaxPool2d(nn.MaxPool2d):
     def forward(self, input: Tensor, relu: bool = False) -> Tensor:
         """Input [N, C, H, W] -> [N, C, H / size, W / size]."""
         if input.dim() == 4 and native.takes(input):
-            return _max_pool(input, self.kernel_size, relu)
-        return super().forward(F.relu(input) if relu else input)
+            return _max_pool(input, self.kernel_size, relu)  # type: ignore[no-any-return]
+        return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
 
 
 def fork(convolution: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """convolution(x) and x, for a residual connection: use the returned x, whose gradient can then be added in passing."""
+    """convolution(x), and x for a residual connection: the returned x, whose gradient can then be added in passing."""
     if getattr(convolution, "can_keep_input", False):
-        return convolution(x, keep=True)
+        return convolution(x, keep=True)  # type: ignore[no-any-return]
     return convolution(x), x
 
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(x) + residual), in one pass over memory where `norm` can; x and residual [N, C, H, W]."""
     if isinstance(norm, BatchNorm2d):
-        return norm(x, residual, relu=True)
+        return norm(x, residual, relu=True)  # type: ignore[no-any-return]
     y = norm(x)
     return F.relu(y if residual is None else y + residual)
 
 
 def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
     """pool(relu(x)), in one pass over memory where `pool` can; x [N, C, H, W]."""
-    return pool(x, relu=True) if isinstance(pool, MaxPool2d) else pool(F.relu(x))
+    return pool(x, relu=True) if isinstance(pool, MaxPool2d) else pool(F.relu(x))  # type: ignore[no-any-return]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _convolve(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> Tensor:
     input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())
     with_grad = torch.is_grad_enabled() and weight.requires_grad
     packed = native.pack(input, weight, native.EVERY, native.EVERY if with_grad else None, stride, padding, dilation)
-    output, _ = native.Conv2d.apply(input, weight, bias, *packed)
+    output, _ = native.conv2d(input, weight, bias, *packed)
     return output
 
 
-@torch.compiler.disable
-def _max_pool(*args) -> Tensor:
-    return native.MaxPool2d.apply(*args)
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _max_pool(input: Tensor, size: int, relu: bool) -> Tensor:
+    return native.max_pool2d(input, size, relu)
 
 
-def _pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+def _pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
     """A 1x1 convolution as a product of [O, C] and [C, H' W' N], which PyTorch differentiates."""
     x = input.permute(1, 2, 3, 0)[:, :: stride[0], :: stride[1]]
     y = weight.flatten(1) @ x.reshape(x.shape[0], -1)

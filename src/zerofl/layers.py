@@ -1,7 +1,7 @@
 """Sparse layers, and `sparsify_`, which turns a dense model's layers into them in place."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,7 +24,7 @@ class _TopK:
     topk_period: int
     backend: Backend
     training_steps: int
-    bias: Tensor | None
+    bias: Any  # Tensor | None, which nn.Conv2d and nn.Linear declare each in its way
     weight_threshold: Tensor | float | None
     activation_threshold: Tensor | float | None
 
@@ -60,12 +60,12 @@ class _TopK:
         self,
         input: Tensor,
         weight: Tensor,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
-        dilation: tuple[int, int] = (1, 1),
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
         unpadded: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The layer on the native kernels: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W'], and the input."""
+        """The layer on the kernels: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W'], and the input."""
         input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
         with_grad = torch.is_grad_enabled() and weight.requires_grad
         exact = not self._is_fresh()
@@ -81,9 +81,7 @@ class _TopK:
         packed_weight, packed_input = native.pack(input, weight, of_weight, of_input, stride, padding, dilation)
         if self.training and packed_input is not None:
             self.weight_threshold, self.activation_threshold = packed_weight.threshold, packed_input.threshold
-        return native.Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
-            input, weight, self.bias, packed_weight, packed_input
-        )
+        return native.conv2d(input, weight, self.bias, packed_weight, packed_input)
 
     def _is_native(self, *tensors: Tensor | None, supported: str | None = None) -> bool:
         """Whether this call runs on the native kernels; `supported` names what they lack, if anything.
@@ -97,9 +95,8 @@ class _TopK:
             return True
         if self.backend == "native":
             raise RuntimeError(
-                f"backend='native' does float32 tensors with entries on the CPU, outside autocast and with groups=1; got "
-                f"{supported or ', '.join(f'{t.dtype} {tuple(t.shape)} on {t.device}' for t in tensors if t is not None)}; "
-                "use backend='auto' to fall back to the reference"
+                "backend='native' does float32 tensors with entries on the CPU, outside autocast and with groups=1; "
+                f"got {supported or _describe(tensors)}; use backend='auto' to fall back to the reference"
             )
         return False
 
@@ -116,7 +113,7 @@ class SparseConv2d(_TopK, nn.Conv2d):
     can_keep_input = True  # for `innermost.fork`
 
     def forward(self, input: Tensor, keep: bool = False) -> Any:
-        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W']; with `keep`, see `innermost.fork`."""
+        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W']; `keep` is for `innermost.fork`."""
         if input.dim() == 3:
             output = self.forward(input.unsqueeze(0)).squeeze(0)
             return (output, input) if keep else output
@@ -125,11 +122,13 @@ class SparseConv2d(_TopK, nn.Conv2d):
             # As nn.Conv2d does, which keeps this list for F.pad; "same" and "valid" become explicit borders.
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=mode), (0, 0)
-        if self._is_native(input, self.weight, self.bias, supported=None if self.groups == 1 else f"groups={self.groups}"):
+        if self._is_native(
+            input, self.weight, self.bias, supported=None if self.groups == 1 else f"groups={self.groups}"
+        ):
             output, kept = self._native(input, padding, None if input is original else original)
             return (output, kept if input is original else original) if keep else output
         weight_threshold, activation_threshold = self._thresholds(original)
-        output = swat.Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
+        output = swat.Conv2d.apply(  # type: ignore[no-untyped-call]
             input,
             self.weight,
             self.bias,
@@ -143,9 +142,7 @@ class SparseConv2d(_TopK, nn.Conv2d):
         return (output, original) if keep else output
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _native(
-        self, input: Tensor, padding: tuple[int, int], unpadded: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _native(self, input: Tensor, padding: Sequence[int], unpadded: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._convolve(input, self.weight, self.stride, padding, self.dilation, unpadded)
 
     def extra_repr(self) -> str:
@@ -159,7 +156,7 @@ class SparseLinear(_TopK, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """Input [..., I] -> output [..., O]."""
         if self._is_native(input, self.weight, self.bias):
-            return self._native(input)
+            return self._native(input)  # type: ignore[no-any-return]
         return swat.Linear.apply(  # type: ignore[no-any-return,no-untyped-call]
             input, self.weight, self.bias, *self._thresholds(input)
         )
@@ -302,8 +299,8 @@ def _use_native_layout(model: nn.Module) -> None:
     """Let the dense layers between the sparse ones keep the kernels' layout; tell once if there are no kernels."""
     if native.UNAVAILABLE:
         warnings.warn(
-            f"zerofl's native kernels are not installed ({native.UNAVAILABLE}): sparse layers run on the reference, which "
-            "is slower than dense training. Reinstall zerofl with a C++17 compiler, or say backend='reference'",
+            f"zerofl's native kernels are not installed ({native.UNAVAILABLE}): sparse layers run on the reference, "
+            "which is slower than dense training. Reinstall zerofl with a C++17 compiler, or say backend='reference'",
             stacklevel=3,
         )
         return
@@ -311,6 +308,10 @@ def _use_native_layout(model: nn.Module) -> None:
         for module in model.modules():
             if innermost.can_be_innermost(module):
                 module.__class__ = innermost.INNERMOST[type(module)]
+
+
+def _describe(tensors: Iterable[Tensor | None]) -> str:
+    return ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in tensors if t is not None)
 
 
 def _disable_fused_transformer_paths(model: nn.Module) -> None:

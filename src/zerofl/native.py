@@ -1,9 +1,9 @@
 """SWAT's products on the native kernels: what `zerofl.swat` defines, on operands that hold only the non-zeros.
 
 Inside, activations lie batch innermost: memory order [C, H, W, N]. A tensor comes and goes as PyTorch's [N, C, H, W]
-with the strides of that order, so that a chain of these layers and of elementwise operations never moves data; any other
-strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime. Results do not
-depend on the number of threads; they may differ in rounding between instruction sets.
+with the strides of that order, so that a chain of these layers and of elementwise operations never moves data; other
+strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime. Results do
+not depend on the number of threads; they may differ in rounding between instruction sets.
 """
 
 import math
@@ -31,9 +31,13 @@ else:
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernels can work on these: float32 with entries, on the CPU, outside autocast and fake tensors."""
-    return UNAVAILABLE is None and not torch.is_autocast_enabled("cpu") and all(
-        t is None or (type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0)
-        for t in tensors
+    return (
+        UNAVAILABLE is None
+        and not torch.is_autocast_enabled("cpu")
+        and all(
+            t is None or (type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0)
+            for t in tensors
+        )
     )
 
 
@@ -83,9 +87,9 @@ def pack(
     weight: Tensor,
     weight_choice: Choice,
     input_choice: Choice | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[Any, Any]:
     """The active entries of a convolution's weight, and of its input [N, C, H, W] unless that choice is None."""
     threads = torch.get_num_threads()
@@ -137,6 +141,13 @@ class Conv2d(torch.autograd.Function):
         return grad_input, grad_weight, grad_bias, None, None
 
 
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Any, packed_input: Any
+) -> tuple[Tensor, Tensor]:
+    """The convolution of what `pack` has made, and the input for those who use it further: see `Conv2d`."""
+    return Conv2d.apply(input, weight, bias, packed_weight, packed_input)  # type: ignore[no-any-return,no-untyped-call]
+
+
 class BatchNorm2d(torch.autograd.Function):
     """relu(batch_norm(input) + residual) with the batch's own statistics; residual and ReLU are optional.
 
@@ -145,7 +156,13 @@ class BatchNorm2d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        eps: float,
+        relu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         threads = torch.get_num_threads()
         x = batch_innermost(input)
@@ -153,13 +170,9 @@ class BatchNorm2d(torch.autograd.Function):
         _native.batch_norm_statistics(x, mean, variance, threads)
         needs_grad = any(ctx.needs_input_grad)
         positive = torch.empty(x.shape[0], -(-x[0].numel() // 8), dtype=torch.uint8) if relu and needs_grad else None
-        y = empty(x.shape)
-        affine = [None if t is None else t.detach() for t in (weight, bias)]
-        _native.batch_norm(
-            x, mean, variance, eps, *affine, None if residual is None else batch_innermost(residual), relu, y, positive, threads
-        )
+        y = _normalise(x, mean, variance, weight, bias, residual, eps, relu, positive)
         if needs_grad:
-            ctx.save_for_backward(x, positive, mean, variance, affine[0])
+            ctx.save_for_backward(x, positive, mean, variance, None if weight is None else weight.detach())
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
         return batch_first(y), mean, variance
@@ -172,7 +185,17 @@ class BatchNorm2d(torch.autograd.Function):
         grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
         grad_residual = empty(x.shape) if ctx.needs_input_grad[3] else None
         _native.batch_norm_backward(
-            grad_y, x, positive, mean, variance, ctx.eps, weight, grad_x, grad_weight, grad_bias, grad_residual,
+            grad_y,
+            x,
+            positive,
+            mean,
+            variance,
+            ctx.eps,
+            weight,
+            grad_x,
+            grad_weight,
+            grad_bias,
+            grad_residual,
             torch.get_num_threads(),
         )
         return (
@@ -185,19 +208,44 @@ class BatchNorm2d(torch.autograd.Function):
         )
 
 
+def batch_norm_of_batch(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `BatchNorm2d`."""
+    return BatchNorm2d.apply(input, weight, bias, residual, eps, relu)  # type: ignore[no-any-return,no-untyped-call]
+
+
 def batch_norm(
-    input: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None,
-    eps: float, relu: bool,
+    input: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
 ) -> Tensor:
     """relu(batch_norm(input) + residual) with given statistics, as in evaluation; not differentiable."""
-    x = batch_innermost(input)
+    return batch_first(_normalise(batch_innermost(input), mean, variance, weight, bias, residual, eps, relu, None))
+
+
+def _normalise(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    relu: bool,
+    positive: Tensor | None,
+) -> Tensor:
     y = empty(x.shape)
-    per_channel = [None if t is None else t.detach() for t in (weight, bias)]
-    _native.batch_norm(
-        x, mean, variance, eps, *per_channel, None if residual is None else batch_innermost(residual), relu, y, None,
-        torch.get_num_threads(),
-    )
-    return batch_first(y)
+    weight, bias = (None if t is None else t.detach() for t in (weight, bias))
+    residual = None if residual is None else batch_innermost(residual)
+    threads = torch.get_num_threads()
+    _native.batch_norm(x, mean, variance, eps, weight, bias, residual, relu, y, positive, threads)
+    return y
 
 
 class MaxPool2d(torch.autograd.Function):
@@ -221,3 +269,8 @@ class MaxPool2d(torch.autograd.Function):
         grad_x = empty(ctx.input_shape)
         _native.max_pool_backward(batch_innermost(grad_output), place, ctx.size, grad_x, torch.get_num_threads())
         return batch_first(grad_x), None, None
+
+
+def max_pool2d(input: Tensor, size: int, relu: bool) -> Tensor:
+    """See `MaxPool2d`."""
+    return MaxPool2d.apply(input, size, relu)  # type: ignore[no-any-return,no-untyped-call]

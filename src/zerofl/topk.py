@@ -54,7 +54,7 @@ def top_k_threshold_by_sorting(x: Tensor, k: int) -> Tensor:
     return x.detach().abs().flatten().sort(descending=True).values[k - 1]
 
 
-def active(x: Tensor, threshold: Tensor) -> Tensor:
+def active(x: Tensor, threshold: Tensor | float) -> Tensor:
     """Which entries of `x` are active: a bool tensor of its shape."""
     return ~(x.abs() < threshold)
 
@@ -66,7 +66,7 @@ def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
 
 def _in_memory_order(x: Tensor) -> Tensor:
     """The entries of `x` in a contiguous tensor, without a copy if they are side by side in any order."""
-    permuted = x.permute(sorted(range(x.dim()), key=lambda dim: -x.stride(dim)))
+    permuted = x.permute(sorted(range(x.dim()), key=lambda dim: x.stride(dim), reverse=True))
     return permuted if permuted.is_contiguous() else x.contiguous()
 
 

@@ -1,0 +1,105 @@
+"""The kernels' module, built from cpp/. Tensors are contiguous, float32, on the CPU, [channels, height, width, batch].
+
+Every function writes into tensors that the caller has allocated, and raises ValueError or TypeError for one that does
+not have the type or the shape expected. `zerofl.native` is its only user.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+def use_openmp_of(path: str) -> bool:
+    """Run on the threads of the OpenMP runtime that the loaded library `path` is linked to; whether it has one."""
+
+def isa() -> str:
+    """The instruction set in use: "baseline", "avx2" or "avx512"."""
+
+def isas() -> list[str]:
+    """Those this processor has, from the slowest to the fastest."""
+
+def set_isa(name: str) -> None:
+    """Use another one from now on, for measurements and tests."""
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """An uninitialised tensor in memory that is kept and used again once it is freed."""
+
+def top_k_threshold(x: Tensor, k: int, threads: int) -> float:
+    """The k-th largest magnitude; NaN counts as the largest, and k = 0 gives infinity."""
+
+class Geometry:
+    """A convolution's sizes: input [C, H, W, N], weight [O, C, kH, kW]."""
+
+    def __init__(
+        self,
+        input: Sequence[int],
+        weight: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> None: ...
+
+class PackedWeight:
+    """The active entries of a weight [O, C, kH, kW]."""
+
+    threshold: float
+    output: tuple[int, int, int, int]
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        weight: Tensor,
+        k: int,
+        threshold: float,
+        exact: bool,
+        for_grad_input: bool,
+        threads: int,
+    ) -> None: ...
+    def convolve(self, input: Tensor, bias: Tensor | None, output: Tensor, threads: int) -> None:
+        """Once only: what it needs is freed by it."""
+
+    def grad_input(self, grad_output: Tensor, addend: Tensor | None, grad_input: Tensor, threads: int) -> None: ...
+
+class PackedInput:
+    """The active entries of an input [C, H, W, N]."""
+
+    threshold: float
+
+    def __init__(
+        self, geometry: Geometry, input: Tensor, k: int, threshold: float, exact: bool, threads: int
+    ) -> None: ...
+    def grad_weight(self, grad_output: Tensor, grad_weight: Tensor, threads: int) -> None: ...
+
+def batch_norm_statistics(x: Tensor, mean: Tensor, variance: Tensor, threads: int) -> None: ...
+def batch_norm(
+    x: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    y: Tensor,
+    positive: Tensor | None,
+    threads: int,
+) -> None:
+    """`positive`, uint8 [channels, ceil(numbers per channel / 8)], gets a bit for each y > 0."""
+
+def batch_norm_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    positive: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    epsilon: float,
+    weight: Tensor | None,
+    grad_x: Tensor,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    grad_residual: Tensor | None,
+    threads: int,
+) -> None: ...
+def max_pool(x: Tensor, size: int, relu: bool, y: Tensor, place: Tensor, threads: int) -> None:
+    """`place`, uint8 of y's shape, gets the position of each maximum in its square."""
+
+def max_pool_backward(grad_y: Tensor, place: Tensor, size: int, grad_x: Tensor, threads: int) -> None: ...
