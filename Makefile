@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean FORCE
 
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
@@ -13,7 +13,12 @@ test: .venv/test.installed
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-.venv/%.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
+# An editable install keeps a list of the modules, so a new one has to be installed too.
+MODULES := $(sort $(shell find src -name '*.py'))
+.venv/modules: FORCE
+	@mkdir -p .venv && echo '$(MODULES)' | cmp -s - $@ || echo '$(MODULES)' > $@
+
+.venv/%.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*) .venv/modules
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@

@@ -155,6 +155,7 @@ NB_MODULE(_native, m) {
           },
           "geometry"_a, "weight"_a.noconvert(), "k"_a, "threshold"_a, "exact"_a, "for_grad_input"_a, "threads"_a, release)
       .def_ro("threshold", &PackedWeight::threshold)
+      .def_ro("top_k_seconds", &PackedWeight::top_k_seconds)
       .def_prop_ro("output",
                    [](const PackedWeight& self) {
                      const Geometry& g = self.geometry;
@@ -196,6 +197,7 @@ NB_MODULE(_native, m) {
           },
           "geometry"_a, "input"_a.noconvert(), "k"_a, "threshold"_a, "exact"_a, "threads"_a, release)
       .def_ro("threshold", &PackedInput::threshold)
+      .def_ro("top_k_seconds", &PackedInput::top_k_seconds)
       .def(
           "grad_weight",
           [](const PackedInput& self, ConstFloats<4> grad_output, Floats<4> grad_weight, int threads) {

@@ -42,6 +42,7 @@ class PackedWeight:
     """The active entries of a weight [O, C, kH, kW]."""
 
     threshold: float
+    top_k_seconds: float
     output: tuple[int, int, int, int]
 
     def __init__(
@@ -63,6 +64,7 @@ class PackedInput:
     """The active entries of an input [C, H, W, N]."""
 
     threshold: float
+    top_k_seconds: float
 
     def __init__(
         self, geometry: Geometry, input: Tensor, k: int, threshold: float, exact: bool, threads: int

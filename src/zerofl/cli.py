@@ -9,10 +9,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from zerofl import __version__
-from zerofl.bench import bench_uplink, uplink_table
+from zerofl.bench.step import ISAS, SHAPES, BenchError, bench_layers, bench_step, step_table
+from zerofl.bench.uplink import bench_uplink, uplink_table
 from zerofl.data import DatasetError, load_dataset
 from zerofl.experiment import ExperimentError, find_experiments, parse_setting, read_experiments
 from zerofl.progress import RunProgress, summary_table
@@ -38,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
         status: int = options.command(options, console, errors)
-    except (ExperimentError, DatasetError, ResultsError, OSError) as error:
+    except (ExperimentError, DatasetError, ResultsError, BenchError, OSError) as error:
         errors.print(f"zerofl: {error}", markup=False, highlight=False)
         return 2
     return status
@@ -82,7 +84,60 @@ def _parser() -> argparse.ArgumentParser:
     uplink.add_argument("--root", metavar="DIR", help="CIFAR-10's folder or archive (default: train on mnist5k)")
     uplink.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
     uplink.set_defaults(command=_bench_uplink)
+    for name, function, help in (
+        ("step", bench_step, "a training step on the native kernels beside dense PyTorch's: time and peak memory"),
+        ("layers", bench_layers, "the same for each sparse layer alone, beside SparseProp where it is installed"),
+    ):
+        step = bench.add_parser(name, help=help, description=f"Measure {help}.")
+        step.add_argument("--model", choices=tuple(SHAPES), default="resnet18", help="default: %(default)s")
+        step.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
+        step.add_argument(
+            "--sparsity", type=_sparsity, nargs="+", default=[0.9, 0.95], metavar="S", help="default: 0.9 0.95"
+        )
+        step.add_argument(
+            "--threads", type=_positive, default=torch.get_num_threads(), metavar="N", help="default: %(default)s"
+        )
+        step.add_argument("--isa", choices=tuple(ISAS), help="keep PyTorch and the kernels to these instructions")
+        step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
+        step.set_defaults(command=_bench_step, function=function)
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def _sparsity(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction of zeros in [0, 1)")
+    return value
+
+
+def _bench_step(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    result = options.function(
+        options.model,
+        options.batch_size,
+        options.sparsity,
+        options.threads,
+        options.isa,
+        lambda line: errors.print(line, markup=False, highlight=False),
+    )
+    wide = console if console.is_terminal else Console(width=160)
+    wide.print(step_table(result))
+    console.print(
+        f"{result['model']}, batch {result['batch_size']}, {result['threads']} threads, {result['rows'][0]['isa']}; "
+        f"{result['machine']}",
+        highlight=False,
+    )
+    if options.json:
+        write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
+    return 0
 
 
 def _bench_uplink(options: argparse.Namespace, console: Console, errors: Console) -> int:

@@ -29,6 +29,11 @@ else:
         _native.set_isa(os.environ["ZEROFL_ISA"])
 
 
+def isa() -> str:
+    """The instruction set that the kernels use: "baseline", "avx2" or "avx512"."""
+    return _native.isa()
+
+
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernels can work on these: float32 with entries, on the CPU, outside autocast and fake tensors."""
     return (

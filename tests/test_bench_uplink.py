@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from zerofl import bench
+from zerofl.bench import uplink
 from zerofl.cli import main
 from zerofl.uplink import Update, sparsified
 
@@ -14,7 +14,7 @@ def test_ten_updates_are_averaged_in_less_than_three_models_of_memory() -> None:
     generator = torch.Generator().manual_seed(0)
     received = {f"w{i}": torch.randn(1000, 1000, generator=generator) for i in range(10)}
     sent = {name: torch.where(torch.rand(w.shape, generator=generator) < 0.3, w, 0.0) for name, w in received.items()}
-    figures = bench.measure_aggregation(received, Update(False, {name: sparsified(w) for name, w in sent.items()}))
+    figures = uplink.measure_aggregation(received, Update(False, {name: sparsified(w) for name, w in sent.items()}))
     if figures["peak_models"] is None:
         pytest.skip("this system does not tell a process's peak memory")
     assert 1 < figures["peak_models"] < 3
@@ -26,7 +26,7 @@ def test_bench_uplink_writes_a_row_for_each_combination(
     """The figures of a small stand-in for the update; the command itself trains a ResNet-18."""
     received = {"w": torch.randn(300, 100), "b": torch.randn(100), "n": torch.tensor(1)}
     trained = {"w": torch.randn(300, 100), "b": torch.randn(100), "n": torch.tensor(2)}
-    monkeypatch.setattr(bench, "_train_client", lambda experiment: (received, trained, ["w"], 1.0))
+    monkeypatch.setattr(uplink, "_train_client", lambda experiment: (received, trained, ["w"], 1.0))
     assert main(["bench", "uplink", "--json", str(tmp_path / "uplink.json")]) == 0
     assert "top_k_weights_diff" in capsys.readouterr().out
     rows = json.loads((tmp_path / "uplink.json").read_text())["rows"]

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 
 from zerofl.aggregate import Average
+from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.data import load_dataset
 from zerofl.data.partition import lda_partition
 from zerofl.experiment import Experiment
@@ -155,11 +156,11 @@ def _aggregate(folder: Path, names: list[str], copies: int) -> dict[str, Any]:
     payload = (folder / "payload").read_bytes()
     small = {"w": torch.eye(64)}
     _average(small, encode(Update(False, {"w": sparsified(small["w"])}), schema_of(small)), 1)  # libraries load lazily
-    before = _reset_peak_memory()
+    before = reset_peak_memory()
     started = time.perf_counter()
     _average(received, payload, copies)
     seconds = time.perf_counter() - started
-    peak = None if before is None else _status_bytes("VmHWM") - before
+    peak = None if before is None else peak_memory() - before
     models = None if peak is None else peak / schema_of(received).dense_bytes
     return {"updates": copies, "seconds": seconds, "peak_bytes": peak, "peak_models": models}
 
@@ -169,20 +170,6 @@ def _average(received: State, payload: bytes, copies: int) -> State:
     for _ in range(copies):
         average.add(decode(payload, schema), 450)
     return average.of(adds=False)
-
-
-def _reset_peak_memory() -> int | None:
-    """Start the process's peak memory anew; returns what it holds now, in bytes. None where Linux does not tell."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        return _status_bytes("VmRSS")
-    except OSError:
-        return None
-
-
-def _status_bytes(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:

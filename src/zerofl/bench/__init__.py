@@ -1,0 +1,1 @@
+"""What `zerofl bench` measures: one module a command."""
