@@ -1,13 +1,12 @@
 // From dense tensors to the lists of non-zeros that the kernels run over.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <vector>
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace zerofl {
 
@@ -23,12 +22,9 @@ struct Geometry {
 // Memory that is not initialised, for what is about to be written.
 template <class T>
 struct Array {
-  std::unique_ptr<T, void (*)(void*)> memory{nullptr, std::free};
+  std::unique_ptr<T, void (*)(void*)> memory{nullptr, pool_free};
 
-  void allocate(int64_t count) {
-    memory.reset(static_cast<T*>(std::malloc(count * sizeof(T) + 1)));
-    if (!memory) throw std::bad_alloc();
-  }
+  void allocate(int64_t count) { memory.reset(static_cast<T*>(pool_allocate(count * sizeof(T)))); }
   T* data() const { return memory.get(); }
 };
 

@@ -3,20 +3,38 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <iterator>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <new>
+#include <set>
 #include <unordered_map>
+#include <utility>
 
 namespace zerofl {
 namespace {
 
+constexpr size_t SMALL = 1 << 16;  // bytes of what malloc itself keeps
+constexpr size_t PAGE = 4096;
+
 struct Pool {
   std::mutex mutex;
-  std::multimap<size_t, void*> free;
+  std::map<char*, size_t> free;                        // by address; neighbours are joined
+  std::set<std::pair<size_t, char*>> free_by_size;     // the same
   std::unordered_map<void*, size_t> used;
   size_t free_bytes = 0, used_bytes = 0, most_used_bytes = 0;
+
+  void add_free(char* memory, size_t bytes) {
+    free.emplace(memory, bytes);
+    free_by_size.emplace(bytes, memory);
+    free_bytes += bytes;
+  }
+
+  void remove_free(char* memory, size_t bytes) {
+    free.erase(memory);
+    free_by_size.erase({bytes, memory});
+    free_bytes -= bytes;
+  }
 };
 
 // Never destroyed: tensors may outlive the end of main.
@@ -25,24 +43,30 @@ Pool& pool() {
   return *pool;
 }
 
-void* map_pages(size_t bytes) {
+char* map_pages(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
-  return memory;
+  return static_cast<char*>(memory);
 }
 
 }  // namespace
 
 void* pool_allocate(size_t bytes) {
+  if (bytes < SMALL) {
+    if (void* memory = std::aligned_alloc(64, (bytes / 64 + 1) * 64)) return memory;
+    throw std::bad_alloc();
+  }
+  if (bytes > SIZE_MAX - PAGE) throw std::bad_alloc();
+  bytes = (bytes + PAGE - 1) / PAGE * PAGE;
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
-  bytes = (std::max<size_t>(bytes, 1) + 4095) / 4096 * 4096;
-  const auto fit = p.free.lower_bound(bytes);
-  void* memory;
-  if (fit != p.free.end() && fit->first <= bytes + bytes / 4) {
-    bytes = fit->first, memory = fit->second;
-    p.free_bytes -= bytes;
-    p.free.erase(fit);
+  const auto fit = p.free_by_size.lower_bound({bytes, nullptr});
+  char* memory;
+  if (fit != p.free_by_size.end()) {
+    const auto [block, start] = *fit;
+    memory = start;
+    p.remove_free(start, block);
+    if (block > bytes) p.add_free(start + bytes, block - bytes);
   } else {
     memory = map_pages(bytes);
   }
@@ -56,15 +80,30 @@ void pool_free(void* memory) noexcept {
   Pool& p = pool();
   std::lock_guard lock(p.mutex);
   const auto block = p.used.find(memory);
-  p.used_bytes -= block->second;
-  p.free.emplace(block->second, memory);
-  p.free_bytes += block->second;
+  if (block == p.used.end()) return std::free(memory);
+  char* start = static_cast<char*>(memory);
+  size_t bytes = block->second;
   p.used.erase(block);
+  p.used_bytes -= bytes;
+  const auto next = p.free.find(start + bytes);
+  if (next != p.free.end()) {
+    const size_t more = next->second;
+    p.remove_free(start + bytes, more);
+    bytes += more;
+  }
+  const auto behind = p.free.lower_bound(start);
+  if (behind != p.free.begin()) {
+    const auto [before, size] = *std::prev(behind);
+    if (before + size == start) {
+      p.remove_free(before, size);
+      start = before, bytes += size;
+    }
+  }
+  p.add_free(start, bytes);
   while (p.free_bytes + p.used_bytes > 2 * p.most_used_bytes) {
-    const auto largest = std::prev(p.free.end());
-    munmap(largest->second, largest->first);
-    p.free_bytes -= largest->first;
-    p.free.erase(largest);
+    const auto [size, largest] = *p.free_by_size.rbegin();
+    munmap(largest, size);
+    p.remove_free(largest, size);
   }
 }
 

@@ -8,8 +8,8 @@
 
 namespace zerofl {
 
-// At least `bytes` bytes, on a cache line or better; freed with pool_free. All there is never exceeds twice what has
-// been in use at one time.
+// At least `bytes` bytes, on a cache line; freed with pool_free. All that is kept never exceeds twice what has been in use
+// at one time.
 void* pool_allocate(size_t bytes);
 void pool_free(void* memory) noexcept;
 
