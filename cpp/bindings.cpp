@@ -4,16 +4,21 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "normalization.h"
 #include "packing.h"
 #include "parallel.h"
 #include "pool.h"
+#include "stopwatch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -94,6 +99,13 @@ struct Shape : Geometry {
   }
 };
 
+// A convolution of one training step, between its forward and its backward pass.
+struct Sparse {
+  Shape geometry;
+  std::unique_ptr<PackedWeight> weight;
+  std::unique_ptr<PackedInput> input;  // null if no gradient of the weight is wanted
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -131,6 +143,14 @@ NB_MODULE(_native, m) {
       },
       "name"_a);
 
+  m.def("seconds", [] {
+    std::map<std::string, double> seconds;
+    const char* names[] = {"top_k", "packing", "forward", "grad_input", "grad_weight", "normalisation"};
+    for (int part = 0; part < PARTS; ++part) seconds[names[part]] = spent_nanoseconds[part].exchange(0) * 1e-9;
+    seconds["packing"] -= seconds["top_k"];  // which is part of it
+    return seconds;
+  });
+
   m.def(
       "top_k_threshold",
       [](AnyFloats x, int64_t k, int threads) {
@@ -142,98 +162,92 @@ NB_MODULE(_native, m) {
   nb::class_<Shape>(m, "Geometry")
       .def(nb::init<const std::vector<int>&, const std::vector<int>&, const std::vector<int>&, const std::vector<int>&,
                     const std::vector<int>&>(),
-           "input"_a, "weight"_a, "stride"_a, "padding"_a, "dilation"_a);
+           "input"_a, "weight"_a, "stride"_a, "padding"_a, "dilation"_a)
+      .def_prop_ro("output",
+                   [](const Shape& s) { return nb::make_tuple(s.out_channels, s.out_height, s.out_width, s.batch); });
 
-  nb::class_<PackedWeight>(m, "PackedWeight")
+  nb::class_<Sparse>(m, "Convolution")
       .def(
           "__init__",
-          [](PackedWeight* self, const Shape& s, ConstFloats<4> weight, int64_t k, float threshold, bool exact,
-             bool for_grad_input, int threads) {
-            expect(weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "weight");
-            check(k, weight.size());
-            new (self) PackedWeight(*kernels, threads, s, weight.data(), {k, threshold, exact}, for_grad_input);
-          },
-          "geometry"_a, "weight"_a.noconvert(), "k"_a, "threshold"_a, "exact"_a, "for_grad_input"_a, "threads"_a, release)
-      .def_ro("threshold", &PackedWeight::threshold)
-      .def_ro("top_k_seconds", &PackedWeight::top_k_seconds)
-      .def_prop_ro("output",
-                   [](const PackedWeight& self) {
-                     const Geometry& g = self.geometry;
-                     return nb::make_tuple(g.out_channels, g.out_height, g.out_width, g.batch);
-                   })
-      .def(
-          "convolve",
-          [](PackedWeight& self, ConstFloats<4> input, std::optional<ConstFloats<1>> bias,
-             Floats<4> output, int threads) {
-            const Geometry& s = self.geometry;
+          [](Sparse* self, const Shape& s, ConstFloats<4> input, ConstFloats<4> weight, std::optional<ConstFloats<1>> bias,
+             Floats<4> output, std::tuple<int64_t, float, bool> weight_choice,
+             std::optional<std::tuple<int64_t, float, bool>> input_choice, bool for_grad_input, int threads) {
             expect(input, {s.in_channels, s.in_height, s.in_width, s.batch}, "input");
+            expect(weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "weight");
             expect(output, {s.out_channels, s.out_height, s.out_width, s.batch}, "output");
             if (bias) expect(*bias, {s.out_channels}, "bias");
-            if (self.forward.phases.empty()) throw nb::value_error("convolve has been called before");
-            self.forward.run(self.kernels, threads, input.data(), pointer(bias), nullptr, output.data());
-            self.forward = {};  // it has served; the backward pass needs the other
+            const auto checked = [](const std::tuple<int64_t, float, bool>& c, size_t entries) {
+              check(std::get<0>(c), entries);
+              return Choice{std::get<0>(c), std::get<1>(c), std::get<2>(c)};
+            };
+            const Choice of_weight = checked(weight_choice, weight.size());
+            std::optional<Choice> of_input;
+            if (input_choice) of_input = checked(*input_choice, input.size());
+            new (self) Sparse{s, nullptr, nullptr};
+            try {
+              const Stopwatch stopwatch(PACKING);
+              self->weight = std::make_unique<PackedWeight>(*kernels, threads, s, weight.data(), of_weight, for_grad_input);
+              if (of_input) self->input = std::make_unique<PackedInput>(*kernels, threads, s, input.data(), *of_input);
+            } catch (...) {
+              self->~Sparse();
+              throw;
+            }
+            const Stopwatch stopwatch(FORWARD);
+            Lists& forward = self->weight->forward;
+            forward.run(self->weight->kernels, threads, input.data(), pointer(bias), nullptr, output.data());
+            forward = {};  // it has served; the backward pass needs the other
           },
-          "input"_a.noconvert(), "bias"_a.noconvert().none(), "output"_a.noconvert(), "threads"_a, release)
+          "geometry"_a, "input"_a.noconvert(), "weight"_a.noconvert(), "bias"_a.noconvert().none(), "output"_a.noconvert(),
+          "weight_choice"_a, "input_choice"_a.none(), "for_grad_input"_a, "threads"_a, release)
+      .def_prop_ro("weight_threshold", [](const Sparse& self) { return self.weight->threshold; })
+      .def_prop_ro("input_threshold",
+                   [](const Sparse& self) {
+                     return self.input ? std::optional<float>(self.input->threshold) : std::nullopt;
+                   })
       .def(
-          "grad_input",
-          [](const PackedWeight& self, ConstFloats<4> grad_output, std::optional<ConstFloats<4>> addend,
-             Floats<4> grad_input, int threads) {
+          "backward",
+          [](const Sparse& self, ConstFloats<4> grad_output, std::optional<ConstFloats<4>> addend,
+             std::optional<Floats<4>> grad_input, std::optional<Floats<4>> grad_weight, int threads) {
             const Geometry& s = self.geometry;
             expect(grad_output, {s.out_channels, s.out_height, s.out_width, s.batch}, "grad_output");
-            expect(grad_input, {s.in_channels, s.in_height, s.in_width, s.batch}, "grad_input");
-            if (self.backward.phases.empty()) throw nb::value_error("the weight was packed without for_grad_input");
-            if (addend) expect(*addend, {s.in_channels, s.in_height, s.in_width, s.batch}, "addend");
-            self.backward.run(self.kernels, threads, grad_output.data(), nullptr, pointer(addend), grad_input.data());
+            if (grad_input) {
+              const Lists& backward = self.weight->backward;
+              expect(*grad_input, {s.in_channels, s.in_height, s.in_width, s.batch}, "grad_input");
+              if (backward.phases.empty()) throw nb::value_error("the weight was packed without for_grad_input");
+              if (addend) expect(*addend, {s.in_channels, s.in_height, s.in_width, s.batch}, "addend");
+              const Stopwatch stopwatch(GRAD_INPUT);
+              backward.run(self.weight->kernels, threads, grad_output.data(), nullptr, pointer(addend), grad_input->data());
+            }
+            if (grad_weight) {
+              expect(*grad_weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "grad_weight");
+              if (!self.input) throw nb::value_error("the input was not packed");
+              const Stopwatch stopwatch(GRAD_WEIGHT);
+              self.input->grad_weight(threads, grad_output.data(), grad_weight->data());
+            }
           },
-          "grad_output"_a.noconvert(), "addend"_a.noconvert().none(), "grad_input"_a.noconvert(), "threads"_a, release);
+          "grad_output"_a.noconvert(), "addend"_a.noconvert().none(), "grad_input"_a.noconvert().none(),
+          "grad_weight"_a.noconvert().none(), "threads"_a, release);
 
-  nb::class_<PackedInput>(m, "PackedInput")
-      .def(
-          "__init__",
-          [](PackedInput* self, const Shape& s, ConstFloats<4> input, int64_t k, float threshold, bool exact, int threads) {
-            expect(input, {s.in_channels, s.in_height, s.in_width, s.batch}, "input");
-            check(k, input.size());
-            new (self) PackedInput(*kernels, threads, s, input.data(), {k, threshold, exact});
-          },
-          "geometry"_a, "input"_a.noconvert(), "k"_a, "threshold"_a, "exact"_a, "threads"_a, release)
-      .def_ro("threshold", &PackedInput::threshold)
-      .def_ro("top_k_seconds", &PackedInput::top_k_seconds)
-      .def(
-          "grad_weight",
-          [](const PackedInput& self, ConstFloats<4> grad_output, Floats<4> grad_weight, int threads) {
-            const Geometry& s = self.geometry;
-            expect(grad_output, {s.out_channels, s.out_height, s.out_width, s.batch}, "grad_output");
-            expect(grad_weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "grad_weight");
-            self.grad_weight(threads, grad_output.data(), grad_weight.data());
-          },
-          "grad_output"_a.noconvert(), "grad_weight"_a.noconvert(), "threads"_a, release);
-
-  m.def(
-      "batch_norm_statistics",
-      [](ConstFloats<4> x, Floats<1> mean, Floats<1> variance, int threads) {
-        const int64_t channels = channels_of(x), count = x.size() / channels;
-        expect(mean, {channels}, "mean");
-        expect(variance, {channels}, "variance");
-        batch_norm_statistics(*kernels, threads, x.data(), static_cast<int>(channels), count, mean.data(), variance.data());
-      },
-      "x"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(), "threads"_a, release);
   m.def(
       "batch_norm",
-      [](ConstFloats<4> x, ConstFloats<1> mean, ConstFloats<1> variance, float epsilon,
+      [](ConstFloats<4> x, bool of_batch, Floats<1> mean, Floats<1> variance, float epsilon,
          std::optional<ConstFloats<1>> weight, std::optional<ConstFloats<1>> bias, std::optional<ConstFloats<4>> residual,
          bool relu, Floats<4> y, std::optional<Bytes> positive, int threads) {
         const int64_t channels = channels_of(x), count = x.size() / channels;
-        for (const auto& per_channel : {mean, variance, weight.value_or(mean), bias.value_or(mean)})
-          expect(per_channel, {channels}, "mean, variance, weight or bias");
+        expect(mean, {channels}, "mean");
+        expect(variance, {channels}, "variance");
+        if (weight) expect(*weight, {channels}, "weight");
+        if (bias) expect(*bias, {channels}, "bias");
         const auto shape = {channels, (int64_t)x.shape(1), (int64_t)x.shape(2), (int64_t)x.shape(3)};
         expect(y, shape, "y");
         if (residual) expect(*residual, shape, "residual");
         if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
-        batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, mean.data(), variance.data(), epsilon,
+        const Stopwatch stopwatch(NORMALISATION);
+        batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, of_batch, mean.data(), variance.data(), epsilon,
                    pointer(weight), pointer(bias), pointer(residual), relu, y.data(), pointer(positive));
       },
-      "x"_a.noconvert(), "mean"_a.noconvert(), "variance"_a.noconvert(), "epsilon"_a, "weight"_a.noconvert().none(),
-      "bias"_a.noconvert().none(), "residual"_a.noconvert().none(), "relu"_a, "y"_a.noconvert(),
+      "x"_a.noconvert(), "of_batch"_a, "mean"_a.noconvert(), "variance"_a.noconvert(), "epsilon"_a,
+      "weight"_a.noconvert().none(), "bias"_a.noconvert().none(), "residual"_a.noconvert().none(), "relu"_a, "y"_a.noconvert(),
       "positive"_a.noconvert().none(), "threads"_a, release);
   m.def(
       "batch_norm_backward",
@@ -250,6 +264,7 @@ NB_MODULE(_native, m) {
         expect(grad_x, shape, "grad_x");
         if (grad_residual) expect(*grad_residual, shape, "grad_residual");
         if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
+        const Stopwatch stopwatch(NORMALISATION);
         batch_norm_backward(*kernels, threads, grad_y.data(), x.data(), pointer(positive), static_cast<int>(channels),
                             count, mean.data(), variance.data(), epsilon, pointer(weight), grad_x.data(),
                             grad_weight.data(), grad_bias.data(), pointer(grad_residual));

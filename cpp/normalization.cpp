@@ -12,18 +12,16 @@ bool is_large(int64_t floats) { return floats >= 1 << 19; }
 
 }  // namespace
 
-void batch_norm_statistics(const Kernels& kernels, int threads, const float* x, int channels, int64_t count,
-                           float* mean, float* variance) {
-  parallel(threads, channels, [&](int64_t c) { kernels.batch_norm_statistics(x + c * count, count, mean + c, variance + c); });
-}
-
-void batch_norm(const Kernels& kernels, int threads, const float* x, int channels, int64_t count, const float* mean,
-                const float* variance, float epsilon, const float* weight, const float* bias, const float* residual,
-                bool relu, float* y, uint8_t* positive) {
+void batch_norm(const Kernels& kernels, int threads, const float* x, int channels, int64_t count, bool of_batch,
+                float* mean, float* variance, float epsilon, const float* weight, const float* bias,
+                const float* residual, bool relu, float* y, uint8_t* positive) {
+  // A channel at a time: what its statistics have read is still in a cache when it is normalised.
   parallel(threads, channels, [&](int64_t c) {
+    if (of_batch) kernels.batch_norm_statistics(x + c * count, count, mean + c, variance + c);
     const float scale = (weight ? weight[c] : 1.0f) / std::sqrt(variance[c] + epsilon);
     kernels.batch_norm_apply(x + c * count, residual ? residual + c * count : nullptr, count, scale, mean[c],
-                             bias ? bias[c] : 0.0f, relu, is_large(channels * count), y + c * count, positive ? positive + c * ((count + 7) / 8) : nullptr);
+                             bias ? bias[c] : 0.0f, relu, is_large(channels * count), y + c * count,
+                             positive ? positive + c * ((count + 7) / 8) : nullptr);
   });
 }
 

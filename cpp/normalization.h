@@ -5,15 +5,12 @@
 
 namespace zerofl {
 
-// Statistics of every channel: x [channels, count] -> mean, variance [channels].
-void batch_norm_statistics(const Kernels& kernels, int threads, const float* x, int channels, int64_t count,
-                           float* mean, float* variance);
-
-// y = relu(weight * (x - mean) / sqrt(variance + epsilon) + bias + residual), without the ReLU if not asked for;
-// weight, bias and residual may be null. positive, if given, gets ceil(count / 8) bytes a channel, a bit for each y > 0.
-void batch_norm(const Kernels& kernels, int threads, const float* x, int channels, int64_t count, const float* mean,
-                const float* variance, float epsilon, const float* weight, const float* bias, const float* residual,
-                bool relu, float* y, uint8_t* positive);
+// x [channels, count] -> y = relu(weight * (x - mean) / sqrt(variance + epsilon) + bias + residual), without the ReLU if
+// not asked for; weight, bias and residual may be null. `of_batch` first computes the mean and the biased variance of each
+// channel of x; else they are given. positive, if given, gets ceil(count / 8) bytes a channel, a bit for each y > 0.
+void batch_norm(const Kernels& kernels, int threads, const float* x, int channels, int64_t count, bool of_batch,
+                float* mean, float* variance, float epsilon, const float* weight, const float* bias,
+                const float* residual, bool relu, float* y, uint8_t* positive);
 
 // The gradients of `batch_norm` with the statistics of x itself. grad_residual may be null.
 void batch_norm_backward(const Kernels& kernels, int threads, const float* grad_y, const float* x,

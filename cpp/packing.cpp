@@ -1,7 +1,6 @@
 #include "packing.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -10,6 +9,7 @@
 #include <utility>
 
 #include "parallel.h"
+#include "stopwatch.h"
 
 namespace zerofl {
 namespace {
@@ -149,18 +149,10 @@ struct Found {
   }
 };
 
-struct Stopwatch {
-  explicit Stopwatch(double& seconds) : seconds(seconds) {}
-  ~Stopwatch() { seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count(); }
-
-  double& seconds;
-  std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
-};
-
 // The active entries of each part of x, `part` entries long, and the threshold. One pass over x if the guess is good.
 float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part, const Choice& choice,
-                  std::vector<Found>& found, double& seconds) {
-  const Stopwatch stopwatch(seconds);
+                  std::vector<Found>& found) {
+  const Stopwatch stopwatch(TOP_K);
   const int64_t parts = static_cast<int64_t>(found.size());
   const auto find = [&](float threshold) {
     parallel(threads, parts, [&](int64_t i) {
@@ -303,7 +295,7 @@ PackedWeight::PackedWeight(const Kernels& kernels, int threads, const Geometry& 
   const int back_group = for_grad_input ? backward.phases[0].group : 0;
   std::vector<Found> found(ceil_div(g.out_channels, block));
   threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * row,
-                          static_cast<int64_t>(block) * row, choice, found, top_k_seconds);
+                          static_cast<int64_t>(block) * row, choice, found);
   std::vector<int32_t> counts(forward.per_phase()), back_counts(taps.size() * (for_grad_input ? backward.per_phase() : 0));
   const auto first_list = [&](int o) { return counts.data() + o / c.group * c.blocks() * c.group + o % c.group; };
   // Calls visit(o, begin, end) with the entries of each output channel of a stretch.
@@ -409,7 +401,7 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
   // A thread takes a span of channels, several where they are small.
   const int span = std::max(1, std::min<int>(g.in_channels, static_cast<int>(SPAN / floats)));
   std::vector<Found> found(ceil_div(g.in_channels, span));
-  threshold = find_chosen(kernels, threads, input, floats * g.in_channels, floats * span, choice, found, top_k_seconds);
+  threshold = find_chosen(kernels, threads, input, floats * g.in_channels, floats * span, choice, found);
   starts.resize(static_cast<int64_t>(g.in_channels) * (lists + 1));
   memory.resize(found.size());
   entries.resize(g.in_channels);

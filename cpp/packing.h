@@ -57,7 +57,6 @@ struct PackedWeight {
   const Kernels& kernels;
   Geometry geometry;
   float threshold;
-  double top_k_seconds = 0;  // that finding the active entries took
   Lists forward, backward;
 };
 
@@ -71,7 +70,6 @@ struct PackedInput {
   const Kernels& kernels;  // the offsets count in their vectors
   Geometry geometry;
   float threshold;
-  double top_k_seconds = 0;  // that finding the active entries took
   WeightGradient gradient;
   std::vector<Phase> phases;
   std::vector<Array<Entry>> memory;

@@ -26,8 +26,13 @@ def empty(shape: Sequence[int]) -> Tensor:
 def top_k_threshold(x: Tensor, k: int, threads: int) -> float:
     """The k-th largest magnitude; NaN counts as the largest, and k = 0 gives infinity."""
 
+def seconds() -> dict[str, float]:
+    """What each part of the kernels has taken since the last call, by all threads that called them."""
+
 class Geometry:
-    """A convolution's sizes: input [C, H, W, N], weight [O, C, kH, kW]."""
+    """A convolution's sizes: input [C, H, W, N], weight [O, C, kH, kW] -> output [O, H', W', N]."""
+
+    output: tuple[int, int, int, int]
 
     def __init__(
         self,
@@ -38,42 +43,40 @@ class Geometry:
         dilation: Sequence[int],
     ) -> None: ...
 
-class PackedWeight:
-    """The active entries of a weight [O, C, kH, kW]."""
+class Convolution:
+    """A convolution of one training step: makes the output, and keeps the active entries for the backward pass.
 
-    threshold: float
-    top_k_seconds: float
-    output: tuple[int, int, int, int]
+    A choice is (k, threshold, exact): see `zerofl.native.Choice`. Without one for the input there is no grad_weight.
+    """
+
+    weight_threshold: float
+    input_threshold: float | None
 
     def __init__(
         self,
         geometry: Geometry,
+        input: Tensor,
         weight: Tensor,
-        k: int,
-        threshold: float,
-        exact: bool,
+        bias: Tensor | None,
+        output: Tensor,
+        weight_choice: tuple[int, float, bool],
+        input_choice: tuple[int, float, bool] | None,
         for_grad_input: bool,
         threads: int,
     ) -> None: ...
-    def convolve(self, input: Tensor, bias: Tensor | None, output: Tensor, threads: int) -> None:
-        """Once only: what it needs is freed by it."""
+    def backward(
+        self,
+        grad_output: Tensor,
+        addend: Tensor | None,
+        grad_input: Tensor | None,
+        grad_weight: Tensor | None,
+        threads: int,
+    ) -> None:
+        """Makes the gradients that are given; `addend`, of the input's shape, is added to grad_input."""
 
-    def grad_input(self, grad_output: Tensor, addend: Tensor | None, grad_input: Tensor, threads: int) -> None: ...
-
-class PackedInput:
-    """The active entries of an input [C, H, W, N]."""
-
-    threshold: float
-    top_k_seconds: float
-
-    def __init__(
-        self, geometry: Geometry, input: Tensor, k: int, threshold: float, exact: bool, threads: int
-    ) -> None: ...
-    def grad_weight(self, grad_output: Tensor, grad_weight: Tensor, threads: int) -> None: ...
-
-def batch_norm_statistics(x: Tensor, mean: Tensor, variance: Tensor, threads: int) -> None: ...
 def batch_norm(
     x: Tensor,
+    of_batch: bool,
     mean: Tensor,
     variance: Tensor,
     epsilon: float,
@@ -85,7 +88,10 @@ def batch_norm(
     positive: Tensor | None,
     threads: int,
 ) -> None:
-    """`positive`, uint8 [channels, ceil(numbers per channel / 8)], gets a bit for each y > 0."""
+    """`of_batch` computes mean and variance first.
+
+    `positive`, uint8 [channels, ceil(numbers per channel / 8)], gets a bit for each y > 0.
+    """
 
 def batch_norm_backward(
     grad_y: Tensor,

@@ -107,9 +107,7 @@ def _convolve(
     dilation: Sequence[int],
 ) -> Tensor:
     input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())
-    with_grad = torch.is_grad_enabled() and weight.requires_grad
-    packed = native.pack(input, weight, native.EVERY, native.EVERY if with_grad else None, stride, padding, dilation)
-    output, _ = native.conv2d(input, weight, bias, *packed)
+    output, *_ = native.conv2d(input, weight, bias, native.EVERY, native.EVERY, stride, padding, dilation)
     return output
 
 

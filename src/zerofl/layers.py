@@ -67,21 +67,20 @@ class _TopK:
     ) -> tuple[Tensor, Tensor]:
         """The layer on the kernels: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W'], and the input."""
         input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
-        with_grad = torch.is_grad_enabled() and weight.requires_grad
         exact = not self._is_fresh()
         thresholds = [0.0 if t is None else float(t) for t in (self.weight_threshold, self.activation_threshold)]
         of_weight = native.Choice(count_top_k(weight.numel(), self.sparsity), thresholds[0], exact)
-        of_input = None
-        if with_grad and unpadded is not None and not exact:  # K counts the input before its padding
+        if unpadded is not None and not exact:  # K counts the input before its padding
             threshold = top_k_threshold(unpadded, count_top_k(unpadded.numel(), self.activation_sparsity))
             of_input = native.Choice(0, threshold.item(), exact=True)
-        elif with_grad:
-            k = count_top_k(input.numel(), self.activation_sparsity)
-            of_input = native.Choice(k, thresholds[1], exact)
-        packed_weight, packed_input = native.pack(input, weight, of_weight, of_input, stride, padding, dilation)
-        if self.training and packed_input is not None:
-            self.weight_threshold, self.activation_threshold = packed_weight.threshold, packed_input.threshold
-        return native.conv2d(input, weight, self.bias, packed_weight, packed_input)
+        else:
+            of_input = native.Choice(count_top_k(input.numel(), self.activation_sparsity), thresholds[1], exact)
+        output, kept, weight_threshold, input_threshold = native.conv2d(
+            input, weight, self.bias, of_weight, of_input, stride, padding, dilation
+        )
+        if self.training and input_threshold is not None:
+            self.weight_threshold, self.activation_threshold = weight_threshold, input_threshold
+        return output, kept
 
     def _is_native(self, *tensors: Tensor | None, supported: str | None = None) -> bool:
         """Whether this call runs on the native kernels; `supported` names what they lack, if anything.

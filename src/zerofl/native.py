@@ -6,6 +6,7 @@ strides cost a copy. Threads follow `torch.get_num_threads()` and are those of t
 not depend on the number of threads; they may differ in rounding between instruction sets.
 """
 
+import functools
 import math
 import os
 import sys
@@ -32,6 +33,11 @@ else:
 def isa() -> str:
     """The instruction set that the kernels use: "baseline", "avx2" or "avx512"."""
     return _native.isa()
+
+
+def seconds() -> dict[str, float]:
+    """What the kernels have taken since the last call, by part of a training step."""
+    return _native.seconds()
 
 
 def takes(*tensors: Tensor | None) -> bool:
@@ -87,27 +93,13 @@ class Choice(NamedTuple):
 EVERY = Choice(k=0, threshold=0.0, exact=True)
 
 
-def pack(
-    input: Tensor,
-    weight: Tensor,
-    weight_choice: Choice,
-    input_choice: Choice | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> tuple[Any, Any]:
-    """The active entries of a convolution's weight, and of its input [N, C, H, W] unless that choice is None."""
-    threads = torch.get_num_threads()
-    x, w = batch_innermost(input), weight.detach().contiguous()
-    geometry = _native.Geometry(x.shape, w.shape, stride, padding, dilation)
-    for_grad_input = torch.is_grad_enabled() and input.requires_grad
-    packed_weight = _native.PackedWeight(geometry, w, *weight_choice, for_grad_input, threads)
-    packed_input = None if input_choice is None else _native.PackedInput(geometry, x, *input_choice, threads)
-    return packed_weight, packed_input
+@functools.lru_cache(maxsize=1024)
+def _geometry(*sizes: tuple[int, ...]) -> Any:
+    return _native.Geometry(*sizes)
 
 
 class Conv2d(torch.autograd.Function):
-    """`zerofl.swat.Conv2d` of what `pack` has made of the same input and weight; returns the output and the input.
+    """`zerofl.swat.Conv2d`, which finds the active entries itself; returns output, input and both thresholds.
 
     Whoever uses the input further, as a residual network does, takes the returned one: its gradient is then added where
     the convolution's is computed, without a pass over memory of its own.
@@ -115,42 +107,75 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Any, packed_input: Any
-    ) -> tuple[Tensor, Tensor]:
-        x = batch_innermost(input)
-        output = empty(packed_weight.output)
-        packed_weight.convolve(x, None if bias is None else bias.detach().contiguous(), output, torch.get_num_threads())
-        ctx.input_shape, ctx.weight_shape = x.shape, weight.shape
-        ctx.packed_weight, ctx.packed_input = packed_weight, packed_input
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        weight_choice: Choice,
+        input_choice: Choice | None,
+        for_grad_input: bool,
+        sizes: tuple[tuple[int, ...], ...],
+    ) -> tuple[Tensor, Tensor, float, float | None]:
+        x, w = batch_innermost(input), weight.detach().contiguous()
+        geometry = _geometry(tuple(x.shape), tuple(w.shape), *sizes)
+        output = empty(geometry.output)
+        packed = _native.Convolution(
+            geometry,
+            x,
+            w,
+            None if bias is None else bias.detach().contiguous(),
+            output,
+            weight_choice,
+            input_choice,
+            for_grad_input,
+            torch.get_num_threads(),
+        )
+        ctx.packed, ctx.input_shape, ctx.weight_shape = packed, x.shape, w.shape
         ctx.set_materialize_grads(False)
-        return batch_first(output), input.view_as(input)
+        return batch_first(output), input.view_as(input), packed.weight_threshold, packed.input_threshold
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, grad_kept: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, grad_kept: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return grad_kept, None, None, None, None
-        threads = torch.get_num_threads()
+            return grad_kept, *[None] * 6
         dy = batch_innermost(grad_output)
-        grad_input = grad_weight = grad_bias = None
+        addend = grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = empty(ctx.input_shape)
             addend = None if grad_kept is None else batch_innermost(grad_kept)
-            ctx.packed_weight.grad_input(dy, addend, grad_input, threads)
-            grad_input = batch_first(grad_input)
         if ctx.needs_input_grad[1]:
             grad_weight = empty(ctx.weight_shape)
-            ctx.packed_input.grad_weight(dy, grad_weight, threads)
+        ctx.packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads())
         if ctx.needs_input_grad[2]:
             grad_bias = dy.sum((1, 2, 3))
-        return grad_input, grad_weight, grad_bias, None, None
+        return None if grad_input is None else batch_first(grad_input), grad_weight, grad_bias, *[None] * 4
 
 
 def conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, packed_weight: Any, packed_input: Any
-) -> tuple[Tensor, Tensor]:
-    """The convolution of what `pack` has made, and the input for those who use it further: see `Conv2d`."""
-    return Conv2d.apply(input, weight, bias, packed_weight, packed_input)  # type: ignore[no-any-return,no-untyped-call]
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_choice: Choice,
+    input_choice: Choice,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor, float, float | None]:
+    """See `Conv2d`: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W']; the thresholds are floats.
+
+    The input's entries are looked for only if a gradient of the weight can be asked for; else its threshold is None.
+    """
+    with_grad = torch.is_grad_enabled()
+    return Conv2d.apply(  # type: ignore[no-any-return,no-untyped-call]
+        input,
+        weight,
+        bias,
+        weight_choice,
+        input_choice if with_grad and weight.requires_grad else None,
+        with_grad and input.requires_grad,
+        (tuple(stride), tuple(padding), tuple(dilation)),
+    )
 
 
 class BatchNorm2d(torch.autograd.Function):
@@ -169,13 +194,11 @@ class BatchNorm2d(torch.autograd.Function):
         eps: float,
         relu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        threads = torch.get_num_threads()
         x = batch_innermost(input)
         mean, variance = torch.empty(x.shape[0]), torch.empty(x.shape[0])
-        _native.batch_norm_statistics(x, mean, variance, threads)
         needs_grad = any(ctx.needs_input_grad)
         positive = torch.empty(x.shape[0], -(-x[0].numel() // 8), dtype=torch.uint8) if relu and needs_grad else None
-        y = _normalise(x, mean, variance, weight, bias, residual, eps, relu, positive)
+        y = _normalise(x, True, mean, variance, weight, bias, residual, eps, relu, positive)
         if needs_grad:
             ctx.save_for_backward(x, positive, mean, variance, None if weight is None else weight.detach())
         ctx.eps = eps
@@ -231,11 +254,14 @@ def batch_norm(
     relu: bool,
 ) -> Tensor:
     """relu(batch_norm(input) + residual) with given statistics, as in evaluation; not differentiable."""
-    return batch_first(_normalise(batch_innermost(input), mean, variance, weight, bias, residual, eps, relu, None))
+    return batch_first(
+        _normalise(batch_innermost(input), False, mean, variance, weight, bias, residual, eps, relu, None)
+    )
 
 
 def _normalise(
     x: Tensor,
+    of_batch: bool,
     mean: Tensor,
     variance: Tensor,
     weight: Tensor | None,
@@ -249,7 +275,7 @@ def _normalise(
     weight, bias = (None if t is None else t.detach() for t in (weight, bias))
     residual = None if residual is None else batch_innermost(residual)
     threads = torch.get_num_threads()
-    _native.batch_norm(x, mean, variance, eps, weight, bias, residual, relu, y, positive, threads)
+    _native.batch_norm(x, of_batch, mean, variance, eps, weight, bias, residual, relu, y, positive, threads)
     return y
 
 

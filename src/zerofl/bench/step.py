@@ -10,9 +10,8 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -382,69 +381,17 @@ def _sparseprop_run(workload: Workload, sparsity: float, over_width: bool) -> Ca
 
 def _breakdown(step: Step, repetitions: int = 5) -> dict[str, float]:
     """The seconds that a step spends in each of `PARTS` and in all else."""
-    step.run()
     records = []
     for _ in range(repetitions):
-        with _timed_kernels() as seconds:
-            started = time.perf_counter()
-            output = step.module(step.input)
-            step.backward(output)
-            optimiser_started = time.perf_counter()
-            step.optimise()
-            seconds["optimiser"] = time.perf_counter() - optimiser_started
-            total = time.perf_counter() - started
-        records.append({part: seconds[part] for part in PARTS} | {"other": total - sum(seconds.values())})
-    return {part: statistics.median(record[part] for record in records) for part in records[0]}
-
-
-@contextmanager
-def _timed_kernels() -> Iterator[defaultdict[str, float]]:
-    """While this holds, the seconds in the kernels are counted by part."""
-    seconds: defaultdict[str, float] = defaultdict(float)
-    kernels = vars(native)["_native"]
-
-    def timed(part: str, function: Callable[..., T]) -> Callable[..., T]:
-        def call(*arguments: Any) -> T:
-            started = time.perf_counter()
-            result = function(*arguments)
-            seconds[part] += time.perf_counter() - started
-            top_k = getattr(result, "top_k_seconds", 0.0)
-            seconds["top_k"] += top_k
-            seconds[part] -= top_k
-            return result
-
-        return call
-
-    class Timed:
-        """A packed weight or input."""
-
-        def __init__(self, packed: Any, **parts: str) -> None:
-            self.packed = packed
-            for method, part in parts.items():
-                setattr(self, method, timed(part, getattr(packed, method)))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.packed, name)
-
-    class Kernels:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(kernels, name)
-
-        def PackedWeight(self, *arguments: Any) -> Timed:  # noqa: N802
-            packed = timed("packing", kernels.PackedWeight)(*arguments)
-            return Timed(packed, convolve="forward", grad_input="grad_input")
-
-        def PackedInput(self, *arguments: Any) -> Timed:  # noqa: N802
-            return Timed(timed("packing", kernels.PackedInput)(*arguments), grad_weight="grad_weight")
-
-    proxy = Kernels()
-    for name in ("batch_norm_statistics", "batch_norm", "batch_norm_backward"):
-        setattr(proxy, name, timed("normalisation", getattr(kernels, name)))
-    vars(native)["_native"] = proxy
-    try:
-        yield seconds
-    finally:
-        vars(native)["_native"] = kernels
+        native.seconds()
+        started = time.perf_counter()
+        step.backward(step.module(step.input))
+        optimiser_started = time.perf_counter()
+        step.optimise()
+        ended = time.perf_counter()
+        seconds = native.seconds() | {"optimiser": ended - optimiser_started}
+        records.append(seconds | {"other": ended - started - sum(seconds.values())})
+    return {part: statistics.median(record[part] for record in records) for part in (*PARTS, "other")}
 
 
 def _peak_bytes(workload: Workload, sparsity: float | None, threads: int) -> int | None:
