@@ -214,7 +214,8 @@ NB_MODULE(_native, m) {
               const Lists& backward = self.weight->backward;
               expect(*grad_input, {s.in_channels, s.in_height, s.in_width, s.batch}, "grad_input");
               if (backward.phases.empty()) throw nb::value_error("the weight was packed without for_grad_input");
-              if (addend) expect(*addend, {s.in_channels, s.in_height, s.in_width, s.batch}, "addend");
+              const Convolution& phase = backward.phases[0];
+              if (addend) expect(*addend, {s.in_channels, phase.out_height, phase.out_width, s.batch}, "addend");
               const Stopwatch stopwatch(GRAD_INPUT);
               backward.run(self.weight->kernels, threads, grad_output.data(), nullptr, pointer(addend), grad_input->data());
             }

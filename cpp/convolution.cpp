@@ -7,13 +7,18 @@ namespace zerofl::ISA {
 namespace {
 
 constexpr int VECTORS = TILE / LANES;
+const int64_t* const IN_ORDER = [] {
+  static int64_t places[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) places[v] = v * LANES;
+  return places;
+}();
 constexpr int AHEAD = 12;  // lists before its own that an addend's tile is fetched
 // An addition takes about four cycles and two start in each, so eight sums have to be under way.
 constexpr int CHAINS = VECTORS >= 8 ? 1 : 8 / VECTORS;
 
-// to[TILE] = start (or from[TILE]) + entries . window
+// to[places[v]] = start (or from[TILE]) + entries . window, vector by vector
 INLINE void multiply_add(const Entry* entry, const Entry* end, const float* window, const float* from, float start,
-                         bool streams, float* to) {
+                         bool streams, float* to, const int64_t places[VECTORS]) {
   Vec sum[CHAINS][VECTORS];
   for (int v = 0; v < VECTORS; ++v) sum[0][v] = from ? load(from + v * LANES) : broadcast(start);
   for (int c = 1; c < CHAINS; ++c)
@@ -27,9 +32,9 @@ INLINE void multiply_add(const Entry* entry, const Entry* end, const float* wind
   for (int c = 1; c < CHAINS; ++c)
     for (int v = 0; v < VECTORS; ++v) sum[0][v] += sum[c][v];
   if (streams)
-    for (int v = 0; v < VECTORS; ++v) stream(to + v * LANES, sum[0][v]);
+    for (int v = 0; v < VECTORS; ++v) stream(to + places[v], sum[0][v]);
   else
-    for (int v = 0; v < VECTORS; ++v) store(to + v * LANES, sum[0][v]);
+    for (int v = 0; v < VECTORS; ++v) store(to + places[v], sum[0][v]);
 }
 
 // to[0, count) = row[from, from + count), zero outside [0, row_floats).
@@ -93,18 +98,22 @@ INLINE void prefetch_channel(const Convolution& c, const float* input, int strip
   for (int64_t i = begin; i < end; i += 16) __builtin_prefetch(from + i);
 }
 
-// Where the tile belongs in a row of the output, if it is whole and lies there in one piece.
-template <class Float>
-INLINE Float* whole_tile(const Convolution& c, Float* row, int64_t begin) {
-  const bool whole = begin + TILE <= (int64_t)c.out_width * c.batch;
-  return whole && c.full_col_step == 1 && c.full_col0 == 0 ? row + begin : nullptr;
+// Where each vector of a tile belongs in a row of the output, if the tile is whole and each vector lies in one piece.
+INLINE bool vector_places(const Convolution& c, int64_t begin, int64_t places[VECTORS]) {
+  if (c.tile_count(begin) < TILE) return false;
+  const bool in_order = c.full_col_step == 1 && c.full_col0 == 0;
+  if (!in_order && c.batch % LANES) return false;
+  for (int v = 0; v < VECTORS; ++v) {
+    const int64_t at = begin + v * LANES;
+    places[v] = in_order ? at : (at / c.batch * c.full_col_step + c.full_col0) * c.batch + at % c.batch;
+  }
+  return true;
 }
 
 // Call copy(stretch of a row of the output, stretch of the tile, count) for each piece of a tile.
 template <class Copy>
 INLINE void for_pieces(const Convolution& c, int64_t begin, const Copy& copy) {
-  const int64_t row_floats = (int64_t)c.out_width * c.batch;
-  const int count = row_floats - begin < TILE ? (int)(row_floats - begin) : TILE;
+  const int count = c.tile_count(begin);
   for (int i = 0; i < count;) {
     const int64_t position = (begin + i) / c.batch, image = (begin + i) % c.batch;
     const int stretch = c.batch - image < count - i ? (int)(c.batch - image) : count - i;
@@ -149,30 +158,37 @@ void convolve(const Convolution& c, const float* input, const float* bias, const
         const float* here = window + (int64_t)(top - packed_begin) * row_floats + tile * c.tile_floats;
         float* tile_sums = sums + ((int64_t)(y - row_begin) * c.strip + tile) * c.group * TILE;
         const int64_t begin = ((int64_t)strip * c.strip + tile) * TILE;
+        // Whole vectors go straight to where they belong in a row of the output.
+        int64_t places[VECTORS] = {};
+        const bool direct = block + 1 == blocks && vector_places(c, begin, places);
+        const int count = c.tile_count(begin);
         for (int i = 0; i < channels; ++i) {
           const int channel = order[i];
           float* sum = tile_sums + (int64_t)(channel - first) * TILE;
-          float* to = nullptr;
-          const int64_t at = row + channel * c.full_height * full_row;
-          if (block + 1 == blocks) to = whole_tile(c, output + at, begin);
+          float* to = output + row + channel * c.full_height * full_row;
           const float* from = block ? sum : nullptr;
           if (!block && addend) {
+            const int64_t addend_row = (int64_t)c.out_width * c.batch, addend_at = y * addend_row + begin;
             if (i + AHEAD < channels)
               for (int line = 0; line < TILE; line += 16)
-                __builtin_prefetch(addend + row + order[i + AHEAD] * c.full_height * full_row + begin * c.full_col_step + line);
-            from = whole_tile(c, addend + at, begin);
-            if (!from) {
+                __builtin_prefetch(addend + order[i + AHEAD] * c.out_height * addend_row + addend_at + line);
+            from = addend + channel * c.out_height * addend_row + addend_at;
+            if (count < TILE) {
               memset(sum, 0, TILE * sizeof(float));
-              for_pieces(c, begin, [&](int64_t i, int j, size_t bytes) { memcpy(sum + j, addend + at + i, bytes); });
+              memcpy(sum, from, count * sizeof(float));
               from = sum;
             }
           }
-          multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, bias ? bias[channel] : 0.0f,
-                       to && c.large && is_aligned(to), to ? to : sum);
+          const float start = bias ? bias[channel] : 0.0f;
+          if (direct)
+            multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, c.large && is_aligned(to), to,
+                         places);
+          else
+            multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, false, sum, IN_ORDER);
           for (++lists_done; fetched * lists < lists_done * in_channels; ++fetched)
             prefetch_channel(c, input, strip, packed_end, channel_begin + fetched);
-          if (block + 1 == blocks && !to)
-            for_pieces(c, begin, [&](int64_t i, int j, size_t bytes) { memcpy(output + at + i, sum + j, bytes); });
+          if (block + 1 == blocks && !direct)
+            for_pieces(c, begin, [&](int64_t i, int j, size_t bytes) { memcpy(to + i, sum + j, bytes); });
         }
       }
     }

@@ -47,6 +47,10 @@ struct Convolution {
   int blocks() const { return (in_channels + block - 1) / block; }
   int groups() const { return (out_channels + group - 1) / group; }
   int tiles() const { return (int)(((int64_t)out_width * batch + TILE - 1) / TILE); }
+  int tile_count(int64_t begin) const {  // floats of the tile that begins there in an output row
+    const int64_t left = (int64_t)out_width * batch - begin;
+    return left < TILE ? (int)left : TILE;
+  }
   int strips() const { return (tiles() + strip - 1) / strip; }
   int row_floats() const { return block * strip_floats; }  // of a window row
 };
@@ -87,7 +91,7 @@ struct Kernels {
   int entries_multiple;  // of every list of a Convolution
 
   // Rows [row_begin, row_end) of a strip, for the output channels of one group. The sums start from `bias` by channel,
-  // or from `addend`, which lies as the output does, if given.
+  // or from `addend` [out_channels, out_height, out_width, batch] if given.
   // window: (window_height + SPARE_ROWS) * row_floats() floats; sums: rows * strip * group * TILE floats.
   void (*convolve)(const Convolution&, const float* input, const float* bias, const float* addend, float* output,
                    int strip, int row_begin, int row_end, int group, float* window, float* sums);

@@ -226,7 +226,7 @@ void Lists::run(const Kernels& kernels, int threads, const float* input, const f
     const int begin = static_cast<int>(item / c.groups() / c.strips()) * c.rows;
     float* window = scratch(0, static_cast<int64_t>(c.window_height + SPARE_ROWS) * c.row_floats());
     float* sums = scratch(1, static_cast<int64_t>(c.rows) * c.strip * c.group * TILE);
-    kernels.convolve(c, input, bias, addend, output, strip, begin, std::min(c.out_height, begin + c.rows), group, window, sums);
+    kernels.convolve(c, input, bias, phase ? nullptr : addend, output, strip, begin, std::min(c.out_height, begin + c.rows), group, window, sums);
   });
 }
 

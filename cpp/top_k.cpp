@@ -7,6 +7,7 @@ namespace zerofl::ISA {
 namespace {
 
 constexpr int BITS = 32;  // entries whose comparisons make one mask; few are true, so they are visited one by one
+constexpr int UNROLLED = 4;  // of them without a branch, which would be mispredicted as often as their number varies
 
 INLINE float smallest_above_zero() {
   const uint32_t bits = 1;
@@ -22,10 +23,16 @@ int64_t find_active(const float* x, int64_t count, float threshold, uint32_t* in
   // Comparisons with NaN are false, so NaN is active; with a threshold of 0 so is all that is not zero.
   if (threshold == 0) threshold = smallest_above_zero();
   const Vec limit = broadcast(threshold);
-  for (; i + BITS <= count; i += BITS) {
+  for (; i + BITS < count; i += BITS) {
     uint32_t mask = 0;
     prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2);
     for (int v = 0; v < BITS; v += LANES) mask |= bits(~(magnitude(load(x + i + v)) < limit)) << v;
+    for (int n = 0; n < UNROLLED; ++n, mask &= mask - 1) {
+      const int64_t at = i + __builtin_ctz(mask | 1u << (BITS - 1));  // without a true one left, one that does not count
+      indices[found] = (uint32_t)at;
+      values[found] = x[at];
+      found += mask != 0;
+    }
     for (; mask; mask &= mask - 1) {
       const int64_t at = i + __builtin_ctz(mask);
       indices[found] = (uint32_t)at;

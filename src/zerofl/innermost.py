@@ -16,8 +16,13 @@ from zerofl import native
 class Conv2d(nn.Conv2d):
     """A dense convolution: a matrix product for a 1x1 kernel, else the sparse kernels with every weight active."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Input [N, C, H, W] -> output [N, O, H', W']."""
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output position depends on one input position only."""
+        return self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
+
+    def forward(self, input: Tensor, sampled: bool = False) -> Tensor:
+        """Input [N, C, H, W] -> output [N, O, H', W']; `sampled`: the input has only every stride-th position already."""
         if (
             self.groups != 1
             or self.padding_mode != "zeros"
@@ -25,9 +30,11 @@ class Conv2d(nn.Conv2d):
             or input.dim() != 4
             or not native.takes(input, self.weight, self.bias)
         ):
+            if sampled:
+                return F.conv2d(input, self.weight, self.bias)
             return super().forward(input)
-        if self.kernel_size == (1, 1) and self.padding == (0, 0):
-            return _pointwise(input, self.weight, self.bias, self.stride)
+        if self.is_pointwise:
+            return _pointwise(input, self.weight, self.bias, (1, 1) if sampled else self.stride)
         return _convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[no-any-return]
 
 
@@ -77,11 +84,22 @@ class MaxPool2d(nn.MaxPool2d):
         return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
 
 
-def fork(convolution: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """convolution(x), and x for a residual connection: the returned x, whose gradient can then be added in passing."""
-    if getattr(convolution, "can_keep_input", False):
-        return convolution(x, keep=True)  # type: ignore[no-any-return]
-    return convolution(x), x
+def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    """convolution(x) and shortcut(x), as a residual block has them.
+
+    Where the shortcut is empty or begins with a 1x1 convolution of the same stride, it needs no more of x than what
+    the sparse convolution hands on, and its gradient is added where that of the convolution is computed.
+    """
+    first = shortcut[0] if len(shortcut) else None
+    stride = getattr(convolution, "stride", None)
+    if not getattr(convolution, "can_keep_input", False) or not (
+        stride == (1, 1) if first is None else isinstance(first, Conv2d) and first.is_pointwise and first.stride == stride
+    ):
+        return convolution(x), shortcut(x)
+    out, x = convolution(x, keep=True)
+    for i, module in enumerate(shortcut):
+        x = module(x, sampled=True) if i == 0 else module(x)
+    return out, x
 
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -65,7 +65,7 @@ class _TopK:
         dilation: Sequence[int] = (1, 1),
         unpadded: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The layer on the kernels: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W'], and the input."""
+        """The layer on the kernels: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W'], and input samples."""
         input = native.batch_first(input.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
         exact = not self._is_fresh()
         thresholds = [0.0 if t is None else float(t) for t in (self.weight_threshold, self.activation_threshold)]
@@ -75,12 +75,12 @@ class _TopK:
             of_input = native.Choice(0, threshold.item(), exact=True)
         else:
             of_input = native.Choice(count_top_k(input.numel(), self.activation_sparsity), thresholds[1], exact)
-        output, kept, weight_threshold, input_threshold = native.conv2d(
+        output, sampled, weight_threshold, input_threshold = native.conv2d(
             input, weight, self.bias, of_weight, of_input, stride, padding, dilation
         )
         if self.training and input_threshold is not None:
             self.weight_threshold, self.activation_threshold = weight_threshold, input_threshold
-        return output, kept
+        return output, sampled
 
     def _is_native(self, *tensors: Tensor | None, supported: str | None = None) -> bool:
         """Whether this call runs on the native kernels; `supported` names what they lack, if anything.
@@ -112,10 +112,13 @@ class SparseConv2d(_TopK, nn.Conv2d):
     can_keep_input = True  # for `innermost.fork`
 
     def forward(self, input: Tensor, keep: bool = False) -> Any:
-        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W']; `keep` is for `innermost.fork`."""
+        """Input [N, C, H, W] or [C, H, W] -> output [N, O, H', W'] or [O, H', W'].
+
+        With `keep`, which is for `innermost.fork`, returns every stride-th position of the input too.
+        """
         if input.dim() == 3:
-            output = self.forward(input.unsqueeze(0)).squeeze(0)
-            return (output, input) if keep else output
+            outputs = self.forward(input.unsqueeze(0), keep)
+            return tuple(x.squeeze(0) for x in outputs) if keep else outputs.squeeze(0)
         original, padding = input, self.padding
         if self.padding_mode != "zeros" or isinstance(padding, str):
             # As nn.Conv2d does, which keeps this list for F.pad; "same" and "valid" become explicit borders.
@@ -124,21 +127,23 @@ class SparseConv2d(_TopK, nn.Conv2d):
         if self._is_native(
             input, self.weight, self.bias, supported=None if self.groups == 1 else f"groups={self.groups}"
         ):
-            output, kept = self._native(input, padding, None if input is original else original)
-            return (output, kept if input is original else original) if keep else output
-        weight_threshold, activation_threshold = self._thresholds(original)
-        output = swat.Conv2d.apply(  # type: ignore[no-untyped-call]
-            input,
-            self.weight,
-            self.bias,
-            weight_threshold,
-            activation_threshold,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-        )
-        return (output, original) if keep else output
+            output, sampled = self._native(input, padding, None if input is original else original)
+            if keep and input is original:
+                return output, sampled
+        else:
+            weight_threshold, activation_threshold = self._thresholds(original)
+            output = swat.Conv2d.apply(  # type: ignore[no-untyped-call]
+                input,
+                self.weight,
+                self.bias,
+                weight_threshold,
+                activation_threshold,
+                self.stride,
+                padding,
+                self.dilation,
+                self.groups,
+            )
+        return (output, original[:, :, :: self.stride[0], :: self.stride[1]]) if keep else output
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _native(self, input: Tensor, padding: Sequence[int], unpadded: Tensor | None) -> tuple[Tensor, Tensor]:

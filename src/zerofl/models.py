@@ -28,9 +28,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H / stride, W / stride]."""
-        out, x = fork(self.conv1, x)
+        out, residual = fork(self.conv1, self.shortcut, x)
         out = norm_relu(self.bn1, out)
-        return norm_relu(self.bn2, self.conv2(out), self.shortcut(x))
+        return norm_relu(self.bn2, self.conv2(out), residual)
 
 
 class ResNet18(nn.Module):

@@ -99,10 +99,10 @@ def _geometry(*sizes: tuple[int, ...]) -> Any:
 
 
 class Conv2d(torch.autograd.Function):
-    """`zerofl.swat.Conv2d`, which finds the active entries itself; returns output, input and both thresholds.
+    """`zerofl.swat.Conv2d`, which finds the active entries itself; returns output, input samples and both thresholds.
 
-    Whoever uses the input further, as a residual network does, takes the returned one: its gradient is then added where
-    the convolution's is computed, without a pass over memory of its own.
+    The samples are every stride-th position of the input, with a stride of 1 all of it. If a residual connection goes
+    on with them, their gradient is added where the convolution's is computed, without a pass over memory of its own.
     """
 
     @staticmethod
@@ -130,20 +130,22 @@ class Conv2d(torch.autograd.Function):
             for_grad_input,
             torch.get_num_threads(),
         )
-        ctx.packed, ctx.input_shape, ctx.weight_shape = packed, x.shape, w.shape
+        ctx.packed, ctx.input_shape, ctx.weight_shape, ctx.output_shape = packed, x.shape, w.shape, output.shape
         ctx.set_materialize_grads(False)
-        return batch_first(output), input.view_as(input), packed.weight_threshold, packed.input_threshold
+        stride = sizes[0]
+        samples = input.view_as(input) if stride == (1, 1) else input[:, :, :: stride[0], :: stride[1]]
+        return batch_first(output), samples, packed.weight_threshold, packed.input_threshold
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, grad_kept: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None, grad_samples: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            return grad_kept, *[None] * 6
+            grad_output = batch_first(torch.zeros(ctx.output_shape))  # only the samples were used
         dy = batch_innermost(grad_output)
         addend = grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = empty(ctx.input_shape)
-            addend = None if grad_kept is None else batch_innermost(grad_kept)
+            addend = None if grad_samples is None else batch_innermost(grad_samples)
         if ctx.needs_input_grad[1]:
             grad_weight = empty(ctx.weight_shape)
         ctx.packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads())
