@@ -39,13 +39,13 @@ INLINE void multiply_add(const Entry* entry, const Entry* end, const float* wind
 
 // to[0, count) = row[from, from + count), zero outside [0, row_floats).
 INLINE void copy_padded(float* to, const float* row, int64_t from, int64_t row_floats, int count) {
-  if (from >= 0 && from + count <= row_floats) {
-    int i = 0;
-    for (; i + LANES <= count; i += LANES) store(to + i, load(row + from + i));
-    for (; i < count; ++i) to[i] = row[from + i];
-    return;
-  }
-  for (int i = 0; i < count; ++i) to[i] = from + i >= 0 && from + i < row_floats ? row[from + i] : 0.0f;
+  const int64_t begin = from >= 0 ? 0 : -from < count ? -from : count;
+  const int64_t end = from + count <= row_floats ? count : row_floats - from > begin ? row_floats - from : begin;
+  int64_t i = 0;
+  for (; i < begin; ++i) to[i] = 0;
+  for (; i + LANES <= end; i += LANES) store(to + i, load(row + from + i));
+  for (; i < end; ++i) to[i] = row[from + i];
+  for (; i < count; ++i) to[i] = 0;
 }
 
 // One window row of one channel.
