@@ -18,7 +18,7 @@ namespace {
 constexpr int WINDOW_BYTES = 40 << 10;  // of the input window that every output channel reads: it should stay in L1
 constexpr int LIST = 16;                // entries of a list, on average: shorter ones are mostly overhead
 constexpr int SUMS = 2048;              // tiles of sums that wait for the next block of input channels: in L2
-constexpr int STRIP = 4, ROWS = 8;      // of a sweep: enough that neighbours' windows are seldom packed twice
+constexpr int STRIP = 2, ROWS = 8;      // of a sweep: enough that neighbours' windows are seldom packed twice
 constexpr int64_t LARGE = 1 << 19;      // floats of an output that leaves the caches before it is read
 constexpr int PLANES_BYTES = 40 << 10;  // of the output gradient that a list of activations reads
 constexpr float GUESS = 0.03f;           // how far a threshold may move from one step to the next without extra work
