@@ -123,6 +123,18 @@ struct Slot {
   uint32_t back_list, back_offset, phase;    // of grad_input, but for the output channel's part
 };
 
+// Division by the same number many times: by multiplication with its reciprocal, exact for 32-bit numbers (Lemire et al.,
+// "Faster remainder by direct computation", 2019).
+struct Divisor {
+  explicit Divisor(uint32_t value) : value(value), reciprocal(UINT64_MAX / value + 1) {}
+  uint32_t quotient(uint32_t n) const {
+    return value == 1 ? n : static_cast<uint32_t>(static_cast<unsigned __int128>(reciprocal) * n >> 64);
+  }
+
+  uint32_t value;
+  uint64_t reciprocal;
+};
+
 // Entries of a part of a tensor that are large enough, and their indices in it.
 struct Found {
   Array<uint32_t> indices;
@@ -397,7 +409,7 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
 
   const int64_t floats = static_cast<int64_t>(positions.size()) * g.batch;
   const int lists = w.lists();
-  const uint32_t batch = static_cast<uint32_t>(g.batch);
+  const Divisor batch(static_cast<uint32_t>(g.batch));
   // A thread takes a span of channels, several where they are small.
   const int span = std::max(1, std::min<int>(g.in_channels, static_cast<int>(SPAN / floats)));
   std::vector<Found> found(ceil_div(g.in_channels, span));
@@ -411,15 +423,16 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
     memory[item].allocate(found[item].size);
     Entry* to = memory[item].data();
     int32_t* place = reinterpret_cast<int32_t*>(scratch(0, lists));
-    for (int i = 0; i < span && item * span + i < g.in_channels; ++i) {
-      const int64_t channel = item * span + i;
-      const uint32_t first = static_cast<uint32_t>(i * floats);
-      const uint32_t* channel_end = std::lower_bound(index, end, static_cast<uint32_t>((i + 1) * floats));
+    for (int c = 0; c < span && item * span + c < g.in_channels; ++c) {
+      const int64_t channel = item * span + c;
+      const uint32_t first = static_cast<uint32_t>(c * floats);
+      const uint32_t* channel_end = std::lower_bound(index, end, static_cast<uint32_t>((c + 1) * floats));
       int32_t* start = starts.data() + channel * (lists + 1);
       std::fill(place, place + lists, 0);
       for (const uint32_t* at = index; at < channel_end; ++at) {
-        const Position& position = positions[(*at - first) / batch];
-        if (position.list >= 0) ++place[position.list + images[(*at - first) % batch].list];
+        const uint32_t i = *at - first, position_index = batch.quotient(i);
+        const Position& position = positions[position_index];
+        if (position.list >= 0) ++place[position.list + images[i - position_index * batch.value].list];
       }
       int32_t total = 0;
       for (int list = 0; list < lists; ++list) {
@@ -429,7 +442,8 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
       }
       start[lists] = total;
       for (; index < channel_end; ++index, ++value) {
-        const Position &position = positions[(*index - first) / batch], &image = images[(*index - first) % batch];
+        const uint32_t i = *index - first, position_index = batch.quotient(i);
+        const Position &position = positions[position_index], &image = images[i - position_index * batch.value];
         if (position.list >= 0) to[place[position.list + image.list]++] = {*value, position.offset + image.offset};
       }
       entries[channel] = to;

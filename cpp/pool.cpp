@@ -14,7 +14,7 @@
 namespace zerofl {
 namespace {
 
-constexpr size_t SMALL = 1 << 16;  // bytes of what malloc itself keeps
+constexpr size_t SMALL = 1 << 14;  // bytes of what malloc itself keeps
 constexpr size_t PAGE = 4096;
 
 struct Pool {
