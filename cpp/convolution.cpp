@@ -25,7 +25,8 @@ INLINE void multiply_add(const Entry* entry, const Entry* end, const float* wind
     for (int v = 0; v < VECTORS; ++v) sum[c][v] = Vec{};
   for (; entry < end; entry += CHAINS)
     for (int c = 0; c < CHAINS; ++c) {
-      const float* x = reinterpret_cast<const float*>(reinterpret_cast<const char*>(window) + entry[c].offset);
+      const char* at = in_register(reinterpret_cast<const char*>(window) + entry[c].offset);
+      const float* x = reinterpret_cast<const float*>(at);
       const Vec value = broadcast(entry[c].value);
       for (int v = 0; v < VECTORS; ++v) sum[c][v] += value * load(x + v * LANES);
     }
