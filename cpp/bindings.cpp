@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 
 #include "normalization.h"
 #include "packing.h"
@@ -26,13 +27,82 @@ using namespace zerofl;
 
 namespace {
 
+// A torch tensor on the CPU: contiguous, of this type and number of dimensions (any, if 0).
+template <class T, int Dimensions>
+struct Tensor {
+  T* memory = nullptr;
+  int dimensions = 0;
+  int64_t sizes[4] = {};
+
+  T* data() const { return memory; }
+  int64_t shape(int i) const { return sizes[i]; }
+  int64_t size() const {
+    int64_t entries = 1;
+    for (int i = 0; i < dimensions; ++i) entries *= sizes[i];
+    return entries;
+  }
+};
+
+// torch's types of the numbers, and the names of what is asked of every tensor; looked up once.
+struct Torch {
+  nb::object tensor, float32, uint8;
+  nb::object dtype = nb::str("dtype"), is_cpu = nb::str("is_cpu"), is_contiguous = nb::str("is_contiguous"),
+             shape = nb::str("shape"), data_ptr = nb::str("data_ptr");
+
+  Torch() {
+    const nb::module_ torch = nb::module_::import_("torch");
+    tensor = torch.attr("Tensor"), float32 = torch.attr("float32"), uint8 = torch.attr("uint8");
+  }
+};
+
+const Torch& torch() {
+  static const Torch* torch = new Torch;  // never destroyed: Python may end before
+  return *torch;
+}
+
+}  // namespace
+
+// Tensors come by their own attributes: DLPack would take ten times as long, 400 times a training step.
+namespace nanobind::detail {
+
+template <class T, int Dimensions>
+struct type_caster<Tensor<T, Dimensions>> {
+  using Type = Tensor<T, Dimensions>;
+  NB_TYPE_CASTER(Type, const_name("torch.Tensor"))
+
+  bool from_python(handle source, uint8_t, cleanup_list*) noexcept {
+    try {
+      const Torch& names = torch();
+      if (!isinstance(source, names.tensor)) return false;
+      const handle dtype = std::is_same_v<std::remove_const_t<T>, float> ? names.float32 : names.uint8;
+      if (!getattr(source, names.dtype).is(dtype) || !cast<bool>(getattr(source, names.is_cpu)) ||
+          !cast<bool>(getattr(source, names.is_contiguous)()))
+        return false;
+      const object shape = getattr(source, names.shape);
+      value.dimensions = static_cast<int>(len(shape));
+      if (value.dimensions > 4 || (Dimensions && value.dimensions != Dimensions)) return false;
+      for (int i = 0; i < value.dimensions; ++i)
+        value.sizes[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
+      value.memory = reinterpret_cast<T*>(cast<uintptr_t>(getattr(source, names.data_ptr)()));
+      return true;
+    } catch (...) {  // a tensor without memory, such as a fake one
+      PyErr_Clear();
+      return false;
+    }
+  }
+};
+
+}  // namespace nanobind::detail
+
+namespace {
+
 template <int Dimensions>
-using Floats = nb::ndarray<float, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-using AnyFloats = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Floats = Tensor<float, Dimensions>;
 template <int Dimensions>
-using ConstFloats = nb::ndarray<const float, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<uint8_t, nb::c_contig, nb::device::cpu>;
-using ConstBytes = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+using ConstFloats = Tensor<const float, Dimensions>;
+using AnyFloats = Tensor<const float, 0>;
+using Bytes = Tensor<uint8_t, 0>;
+using ConstBytes = Tensor<const uint8_t, 0>;
 
 const Kernels* kernels = &kernels_baseline;
 
@@ -49,26 +119,26 @@ std::vector<const Kernels*> supported() {
   return sets;
 }
 
-template <class Tensor>
-auto pointer(const std::optional<Tensor>& tensor) {
+template <class AnyTensor>
+auto pointer(const std::optional<AnyTensor>& tensor) {
   return tensor ? tensor->data() : nullptr;
 }
 
-template <class Tensor>
-void expect(const Tensor& tensor, std::initializer_list<int64_t> shape, const char* name) {
-  size_t i = 0;
-  bool same = tensor.ndim() == shape.size();
-  for (int64_t size : shape) same = same && static_cast<int64_t>(tensor.shape(i++)) == size;
+template <class AnyTensor>
+void expect(const AnyTensor& tensor, std::initializer_list<int64_t> shape, const char* name) {
+  int i = 0;
+  bool same = tensor.dimensions == static_cast<int>(shape.size());
+  for (int64_t size : shape) same = same && tensor.shape(i++) == size;
   if (!same) throw nb::value_error((std::string(name) + " does not have the shape that the geometry gives it").c_str());
 }
 
 int64_t channels_of(const ConstFloats<4>& x) {
   if (x.size() == 0) throw nb::value_error("expected a tensor with entries");
-  return static_cast<int64_t>(x.shape(0));
+  return x.shape(0);
 }
 
-void check(int64_t k, size_t entries) {
-  if (k < 0 || k > static_cast<int64_t>(entries)) throw nb::value_error("k is out of range");
+void check(int64_t k, int64_t entries) {
+  if (k < 0 || k > entries) throw nb::value_error("k is out of range");
 }
 
 // A convolution whose shapes are checked here once, so that the kernels can trust them.
@@ -155,9 +225,9 @@ NB_MODULE(_native, m) {
       "top_k_threshold",
       [](AnyFloats x, int64_t k, int threads) {
         check(k, x.size());
-        return top_k_threshold(*kernels, threads, x.data(), static_cast<int64_t>(x.size()), k);
+        return top_k_threshold(*kernels, threads, x.data(), x.size(), k);
       },
-      "x"_a.noconvert(), "k"_a, "threads"_a, release);
+      "x"_a, "k"_a, "threads"_a, release);
 
   nb::class_<Shape>(m, "Geometry")
       .def(nb::init<const std::vector<int>&, const std::vector<int>&, const std::vector<int>&, const std::vector<int>&,
@@ -176,7 +246,7 @@ NB_MODULE(_native, m) {
             expect(weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "weight");
             expect(output, {s.out_channels, s.out_height, s.out_width, s.batch}, "output");
             if (bias) expect(*bias, {s.out_channels}, "bias");
-            const auto checked = [](const std::tuple<int64_t, float, bool>& c, size_t entries) {
+            const auto checked = [](const std::tuple<int64_t, float, bool>& c, int64_t entries) {
               check(std::get<0>(c), entries);
               return Choice{std::get<0>(c), std::get<1>(c), std::get<2>(c)};
             };
@@ -197,7 +267,7 @@ NB_MODULE(_native, m) {
             forward.run(self->weight->kernels, threads, input.data(), pointer(bias), nullptr, output.data());
             forward = {};  // it has served; the backward pass needs the other
           },
-          "geometry"_a, "input"_a.noconvert(), "weight"_a.noconvert(), "bias"_a.noconvert().none(), "output"_a.noconvert(),
+          "geometry"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a,
           "weight_choice"_a, "input_choice"_a.none(), "for_grad_input"_a, "threads"_a, release)
       .def_prop_ro("weight_threshold", [](const Sparse& self) { return self.weight->threshold; })
       .def_prop_ro("input_threshold",
@@ -226,8 +296,8 @@ NB_MODULE(_native, m) {
               self.input->grad_weight(threads, grad_output.data(), grad_weight->data());
             }
           },
-          "grad_output"_a.noconvert(), "addend"_a.noconvert().none(), "grad_input"_a.noconvert().none(),
-          "grad_weight"_a.noconvert().none(), "threads"_a, release);
+          "grad_output"_a, "addend"_a.none(), "grad_input"_a.none(),
+          "grad_weight"_a.none(), "threads"_a, release);
 
   m.def(
       "batch_norm",
@@ -239,7 +309,7 @@ NB_MODULE(_native, m) {
         expect(variance, {channels}, "variance");
         if (weight) expect(*weight, {channels}, "weight");
         if (bias) expect(*bias, {channels}, "bias");
-        const auto shape = {channels, (int64_t)x.shape(1), (int64_t)x.shape(2), (int64_t)x.shape(3)};
+        const auto shape = {channels, x.shape(1), x.shape(2), x.shape(3)};
         expect(y, shape, "y");
         if (residual) expect(*residual, shape, "residual");
         if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
@@ -247,9 +317,9 @@ NB_MODULE(_native, m) {
         batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, of_batch, mean.data(), variance.data(), epsilon,
                    pointer(weight), pointer(bias), pointer(residual), relu, y.data(), pointer(positive));
       },
-      "x"_a.noconvert(), "of_batch"_a, "mean"_a.noconvert(), "variance"_a.noconvert(), "epsilon"_a,
-      "weight"_a.noconvert().none(), "bias"_a.noconvert().none(), "residual"_a.noconvert().none(), "relu"_a, "y"_a.noconvert(),
-      "positive"_a.noconvert().none(), "threads"_a, release);
+      "x"_a, "of_batch"_a, "mean"_a, "variance"_a, "epsilon"_a,
+      "weight"_a.none(), "bias"_a.none(), "residual"_a.none(), "relu"_a, "y"_a,
+      "positive"_a.none(), "threads"_a, release);
   m.def(
       "batch_norm_backward",
       [](ConstFloats<4> grad_y, ConstFloats<4> x, std::optional<ConstBytes> positive, ConstFloats<1> mean,
@@ -260,7 +330,7 @@ NB_MODULE(_native, m) {
           expect(per_channel, {channels}, "mean, variance or weight");
         expect(grad_weight, {channels}, "grad_weight");
         expect(grad_bias, {channels}, "grad_bias");
-        const auto shape = {channels, (int64_t)x.shape(1), (int64_t)x.shape(2), (int64_t)x.shape(3)};
+        const auto shape = {channels, x.shape(1), x.shape(2), x.shape(3)};
         expect(grad_y, shape, "grad_y");
         expect(grad_x, shape, "grad_x");
         if (grad_residual) expect(*grad_residual, shape, "grad_residual");
@@ -270,9 +340,9 @@ NB_MODULE(_native, m) {
                             count, mean.data(), variance.data(), epsilon, pointer(weight), grad_x.data(),
                             grad_weight.data(), grad_bias.data(), pointer(grad_residual));
       },
-      "grad_y"_a.noconvert(), "x"_a.noconvert(), "positive"_a.noconvert().none(), "mean"_a.noconvert(),
-      "variance"_a.noconvert(), "epsilon"_a, "weight"_a.noconvert().none(), "grad_x"_a.noconvert(),
-      "grad_weight"_a.noconvert(), "grad_bias"_a.noconvert(), "grad_residual"_a.noconvert().none(), "threads"_a, release);
+      "grad_y"_a, "x"_a, "positive"_a.none(), "mean"_a,
+      "variance"_a, "epsilon"_a, "weight"_a.none(), "grad_x"_a,
+      "grad_weight"_a, "grad_bias"_a, "grad_residual"_a.none(), "threads"_a, release);
 
   m.def(
       "max_pool",
@@ -288,7 +358,7 @@ NB_MODULE(_native, m) {
                             place.data() + c * pooled);
         });
       },
-      "x"_a.noconvert(), "size"_a, "relu"_a, "y"_a.noconvert(), "place"_a.noconvert(), "threads"_a, release);
+      "x"_a, "size"_a, "relu"_a, "y"_a, "place"_a, "threads"_a, release);
   m.def(
       "max_pool_backward",
       [](ConstFloats<4> grad_y, ConstBytes place, int size, Floats<4> grad_x, int threads) {
@@ -304,5 +374,5 @@ NB_MODULE(_native, m) {
                                      grad_x.data() + c * count);
         });
       },
-      "grad_y"_a.noconvert(), "place"_a.noconvert(), "size"_a, "grad_x"_a.noconvert(), "threads"_a, release);
+      "grad_y"_a, "place"_a, "size"_a, "grad_x"_a, "threads"_a, release);
 }
