@@ -301,12 +301,16 @@ NB_MODULE(_native, m) {
 
   m.def(
       "batch_norm",
-      [](ConstFloats<4> x, bool of_batch, Floats<1> mean, Floats<1> variance, float epsilon,
+      [](ConstFloats<4> x, bool of_batch, Floats<1> mean, Floats<1> variance, std::optional<Floats<1>> running_mean,
+         std::optional<Floats<1>> running_variance, float momentum, float epsilon,
          std::optional<ConstFloats<1>> weight, std::optional<ConstFloats<1>> bias, std::optional<ConstFloats<4>> residual,
          bool relu, Floats<4> y, std::optional<Bytes> positive, int threads) {
         const int64_t channels = channels_of(x), count = x.size() / channels;
         expect(mean, {channels}, "mean");
         expect(variance, {channels}, "variance");
+        if (running_mean) expect(*running_mean, {channels}, "running_mean");
+        if (running_variance) expect(*running_variance, {channels}, "running_variance");
+        if (running_mean && !running_variance) throw nb::value_error("running_mean and running_variance belong together");
         if (weight) expect(*weight, {channels}, "weight");
         if (bias) expect(*bias, {channels}, "bias");
         const auto shape = {channels, x.shape(1), x.shape(2), x.shape(3)};
@@ -314,11 +318,12 @@ NB_MODULE(_native, m) {
         if (residual) expect(*residual, shape, "residual");
         if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
         const Stopwatch stopwatch(NORMALISATION);
-        batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, of_batch, mean.data(), variance.data(), epsilon,
+        batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, of_batch, mean.data(), variance.data(),
+                   pointer(running_mean), pointer(running_variance), momentum, epsilon,
                    pointer(weight), pointer(bias), pointer(residual), relu, y.data(), pointer(positive));
       },
-      "x"_a, "of_batch"_a, "mean"_a, "variance"_a, "epsilon"_a,
-      "weight"_a.none(), "bias"_a.none(), "residual"_a.none(), "relu"_a, "y"_a,
+      "x"_a, "of_batch"_a, "mean"_a, "variance"_a, "running_mean"_a.none(), "running_variance"_a.none(), "momentum"_a,
+      "epsilon"_a, "weight"_a.none(), "bias"_a.none(), "residual"_a.none(), "relu"_a, "y"_a,
       "positive"_a.none(), "threads"_a, release);
   m.def(
       "batch_norm_backward",

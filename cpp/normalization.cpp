@@ -13,11 +13,16 @@ bool is_large(int64_t floats) { return floats >= 1 << 19; }
 }  // namespace
 
 void batch_norm(const Kernels& kernels, int threads, const float* x, int channels, int64_t count, bool of_batch,
-                float* mean, float* variance, float epsilon, const float* weight, const float* bias,
+                float* mean, float* variance, float* running_mean, float* running_variance, float momentum, float epsilon, const float* weight, const float* bias,
                 const float* residual, bool relu, float* y, uint8_t* positive) {
   // A channel at a time: what its statistics have read is still in a cache when it is normalised.
   parallel(threads, channels, [&](int64_t c) {
     if (of_batch) kernels.batch_norm_statistics(x + c * count, count, mean + c, variance + c);
+    if (of_batch && running_mean) {
+      const float n = static_cast<float>(count);
+      running_mean[c] += momentum * (mean[c] - running_mean[c]);
+      running_variance[c] += momentum * (variance[c] * (n / (n - 1)) - running_variance[c]);
+    }
     const float scale = (weight ? weight[c] : 1.0f) / std::sqrt(variance[c] + epsilon);
     kernels.batch_norm_apply(x + c * count, residual ? residual + c * count : nullptr, count, scale, mean[c],
                              bias ? bias[c] : 0.0f, relu, is_large(channels * count), y + c * count,

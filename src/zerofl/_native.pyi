@@ -79,6 +79,9 @@ def batch_norm(
     of_batch: bool,
     mean: Tensor,
     variance: Tensor,
+    running_mean: Tensor | None,
+    running_variance: Tensor | None,
+    momentum: float,
     epsilon: float,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -88,7 +91,7 @@ def batch_norm(
     positive: Tensor | None,
     threads: int,
 ) -> None:
-    """`of_batch` computes mean and variance first.
+    """`of_batch` computes mean and variance first, and moves the running ones towards them.
 
     `positive`, uint8 [channels, ceil(numbers per channel / 8)], gets a bit for each y > 0.
     """

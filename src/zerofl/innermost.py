@@ -22,7 +22,7 @@ class Conv2d(nn.Conv2d):
         return self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
 
     def forward(self, input: Tensor, sampled: bool = False) -> Tensor:
-        """Input [N, C, H, W] -> output [N, O, H', W']; `sampled`: the input has only every stride-th position already."""
+        """Input [N, C, H, W] -> output [N, O, H', W']; `sampled`: only every stride-th position is there."""
         if (
             self.groups != 1
             or self.padding_mode != "zeros"
@@ -63,15 +63,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         count = input.numel() // input.shape[1]
         if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        y, mean, variance = native.batch_norm_of_batch(input, self.weight, self.bias, residual, self.eps, relu)
+        running: tuple[Tensor | None, Tensor | None] = (None, None)
+        momentum = 0.0
         if self.training and self.running_mean is not None:
-            assert self.running_var is not None
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), momentum)
-        return y
+            running = self.running_mean, self.running_var
+        return native.batch_norm_of_batch(input, self.weight, self.bias, residual, running, momentum, self.eps, relu)
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -93,7 +92,9 @@ def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Te
     first = shortcut[0] if len(shortcut) else None
     stride = getattr(convolution, "stride", None)
     if not getattr(convolution, "can_keep_input", False) or not (
-        stride == (1, 1) if first is None else isinstance(first, Conv2d) and first.is_pointwise and first.stride == stride
+        stride == (1, 1)
+        if first is None
+        else isinstance(first, Conv2d) and first.is_pointwise and first.stride == stride
     ):
         return convolution(x), shortcut(x)
     out, x = convolution(x, keep=True)

@@ -138,7 +138,9 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor | None, grad_samples: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_output: Tensor | None, grad_samples: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             grad_output = batch_first(torch.zeros(ctx.output_shape))  # only the samples were used
         dy = batch_innermost(grad_output)
@@ -183,7 +185,7 @@ def conv2d(
 class BatchNorm2d(torch.autograd.Function):
     """relu(batch_norm(input) + residual) with the batch's own statistics; residual and ReLU are optional.
 
-    Returns the output and the batch's mean and biased variance, which are not differentiable.
+    Moves the running statistics, if given, towards the batch's by `momentum`.
     """
 
     @staticmethod
@@ -193,23 +195,24 @@ class BatchNorm2d(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
+        running: tuple[Tensor | None, Tensor | None],
+        momentum: float,
         eps: float,
         relu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> Tensor:
         x = batch_innermost(input)
         mean, variance = torch.empty(x.shape[0]), torch.empty(x.shape[0])
         needs_grad = any(ctx.needs_input_grad)
         positive = torch.empty(x.shape[0], -(-x[0].numel() // 8), dtype=torch.uint8) if relu and needs_grad else None
-        y = _normalise(x, True, mean, variance, weight, bias, residual, eps, relu, positive)
+        y = _normalise(x, True, mean, variance, *running, momentum, weight, bias, residual, eps, relu, positive)
         if needs_grad:
             ctx.save_for_backward(x, positive, mean, variance, None if weight is None else weight.detach())
         ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return batch_first(y), mean, variance
+        return batch_first(y)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, positive, mean, variance, weight = ctx.saved_tensors
         grad_y, grad_x = batch_innermost(grad_output), empty(x.shape)
         grad_weight, grad_bias = torch.empty_like(mean), torch.empty_like(mean)
@@ -233,16 +236,24 @@ class BatchNorm2d(torch.autograd.Function):
             grad_weight if ctx.needs_input_grad[1] else None,
             grad_bias if ctx.needs_input_grad[2] else None,
             None if grad_residual is None else batch_first(grad_residual),
-            None,
-            None,
+            *[None] * 4,
         )
 
 
 def batch_norm_of_batch(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    running: tuple[Tensor | None, Tensor | None],
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
     """See `BatchNorm2d`."""
-    return BatchNorm2d.apply(input, weight, bias, residual, eps, relu)  # type: ignore[no-any-return,no-untyped-call]
+    return BatchNorm2d.apply(  # type: ignore[no-any-return,no-untyped-call]
+        input, weight, bias, residual, running, momentum, eps, relu
+    )
 
 
 def batch_norm(
@@ -256,9 +267,8 @@ def batch_norm(
     relu: bool,
 ) -> Tensor:
     """relu(batch_norm(input) + residual) with given statistics, as in evaluation; not differentiable."""
-    return batch_first(
-        _normalise(batch_innermost(input), False, mean, variance, weight, bias, residual, eps, relu, None)
-    )
+    x = batch_innermost(input)
+    return batch_first(_normalise(x, False, mean, variance, None, None, 0.0, weight, bias, residual, eps, relu, None))
 
 
 def _normalise(
@@ -266,6 +276,9 @@ def _normalise(
     of_batch: bool,
     mean: Tensor,
     variance: Tensor,
+    running_mean: Tensor | None,
+    running_variance: Tensor | None,
+    momentum: float,
     weight: Tensor | None,
     bias: Tensor | None,
     residual: Tensor | None,
@@ -274,10 +287,23 @@ def _normalise(
     positive: Tensor | None,
 ) -> Tensor:
     y = empty(x.shape)
-    weight, bias = (None if t is None else t.detach() for t in (weight, bias))
-    residual = None if residual is None else batch_innermost(residual)
-    threads = torch.get_num_threads()
-    _native.batch_norm(x, of_batch, mean, variance, eps, weight, bias, residual, relu, y, positive, threads)
+    _native.batch_norm(
+        x,
+        of_batch,
+        mean,
+        variance,
+        running_mean,
+        running_variance,
+        momentum,
+        eps,
+        weight,
+        bias,
+        None if residual is None else batch_innermost(residual),
+        relu,
+        y,
+        positive,
+        torch.get_num_threads(),
+    )
     return y
 
 
