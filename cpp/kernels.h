@@ -60,9 +60,12 @@ constexpr int SPARE_ROWS = 3;  // packed window rows beyond a window's own, so t
 // The gradient of a convolution's weight, from the output gradient and the packed non-zero activations. Those are split by
 // the position's phase (in a stride of 2, even or odd) and by groups of images, so that the part of the output gradient
 // they meet stays in the cache: for each image, a plane with zero borders, LANES output channels innermost.
+constexpr int IMAGE_BLOCK = 16;  // images whose planes of the output gradient are made at a time
+
 struct WeightGradient {
   int batch, image_group;  // images in a group
   int in_channels, out_channels, out_height, out_width, kernel_height, kernel_width;
+  int outs;  // vectors of output channels at a time, 1 or 2
   int plane_height, plane_width, top, left;  // of the bordered plane, and where the output gradient lies in it
   bool large;  // whether grad_weight will not stay in the caches
   int phases;
@@ -72,6 +75,7 @@ struct WeightGradient {
   const Entry* const* entries;
   const int32_t* starts;
 
+  int image_block() const { return batch < IMAGE_BLOCK ? batch : IMAGE_BLOCK; }
   int image_groups() const { return (batch + image_group - 1) / image_group; }
   int lists() const { return phases * image_groups(); }
 };
@@ -83,6 +87,7 @@ struct Phase {
 };
 
 
+constexpr int LINEAR_OUT = 64;  // output channels of a linear layer's gradient that are computed at a time
 constexpr uint8_t NOWHERE = 255;
 
 struct Kernels {
@@ -96,8 +101,8 @@ struct Kernels {
   void (*convolve)(const Convolution&, const float* input, const float* bias, const float* addend, float* output,
                    int strip, int row_begin, int row_end, int group, float* window, float* sums);
 
-  // grad_weight of LANES output channels from first_out and input channels [in_begin, in_end).
-  // planes: image_block * plane floats * LANES, zero; sums: (in_end - in_begin) * taps * LANES floats.
+  // grad_weight of outs * LANES output channels from first_out, and input channels [in_begin, in_end).
+  // planes: outs * image_block * plane floats * LANES, zero; sums: outs * (in_end - in_begin) * taps * LANES floats.
   void (*weight_gradient)(const WeightGradient&, const float* grad_output, float* grad_weight, int first_out,
                           int in_begin, int in_end, float* planes, float* sums);
   // The same of LINEAR_OUT output channels, for a kernel and images of one position.
@@ -131,9 +136,6 @@ struct Kernels {
   void (*max_pool_gradient)(const float* grad_y, const uint8_t* place, int height, int width, int batch, int size,
                             float* grad_x);
 };
-
-constexpr int LINEAR_OUT = 64;
-constexpr int IMAGE_BLOCK = 16;  // images whose planes of the output gradient are made at a time
 
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
 

@@ -383,8 +383,9 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
   w.kernel_height = g.kernel_height, w.kernel_width = g.kernel_width;
   w.phases = static_cast<int>(phases.size());
   const int64_t position_bytes = kernels.lanes * sizeof(float), plane_bytes = position_bytes * w.plane_height * w.plane_width;
+  w.outs = w.phases > 1 ? 2 : 1;
   w.image_group = 1;
-  while (w.image_group < IMAGE_BLOCK && 2 * w.image_group * plane_bytes <= PLANES_BYTES) w.image_group *= 2;
+  while (w.image_group < IMAGE_BLOCK && 2 * w.image_group * plane_bytes * w.outs <= PLANES_BYTES) w.image_group *= 2;
   if (w.image_group * plane_bytes > UINT32_MAX) throw std::length_error("an image with more than 2^32 bytes of gradients");
 
   // Of each position: the first list of its phase (-1 if no tap meets it), and its offset in an image's plane.
@@ -464,10 +465,10 @@ void PackedInput::grad_weight(int threads, const float* grad_output, float* grad
     });
     return;
   }
-  const int lanes = kernels.lanes, vectors = ceil_div(w.out_channels, lanes), taps = w.kernel_height * w.kernel_width;
+  const int lanes = kernels.lanes * w.outs, vectors = ceil_div(w.out_channels, lanes), taps = w.kernel_height * w.kernel_width;
   const int splits = std::min(w.in_channels, vectors >= 2 * threads ? 1 : ceil_div(2 * threads, vectors));
   const int share = ceil_div(w.in_channels, splits);
-  const int64_t planes_floats = static_cast<int64_t>(std::min(IMAGE_BLOCK, w.batch)) * w.plane_height * w.plane_width * lanes;
+  const int64_t planes_floats = static_cast<int64_t>(w.image_block()) * w.plane_height * w.plane_width * lanes;
   parallel(threads, static_cast<int64_t>(vectors) * splits, [&](int64_t item) {
     const int first_out = static_cast<int>(item / splits) * lanes, begin = static_cast<int>(item % splits) * share;
     const int end = std::min(w.in_channels, begin + share);

@@ -8,42 +8,53 @@ namespace {
 
 constexpr int LINE = 16;  // floats of a cache line
 
-// sums[row][column][LANES] += sum over the entries of value * plane at (offset - row * row_bytes - column * LANES).
-template <int ROWS_, int COLUMNS>
-void accumulate(const Entry* entry, const Entry* end, const char* plane, int64_t row_bytes, int64_t column_bytes,
-                float* sums, int64_t sums_row) {
-  Vec sum[ROWS_][COLUMNS];
-  for (int p = 0; p < ROWS_; ++p)
-    for (int q = 0; q < COLUMNS; ++q) sum[p][q] = load(sums + p * sums_row + q * LANES);
+// sums[out][row][column][LANES] += sum over the entries of value * plane[out] at (offset - row * row_bytes - column *
+// column_bytes), for OUTS vectors of output channels.
+template <int OUTS, int ROWS_, int COLUMNS>
+void accumulate(const Entry* entry, const Entry* end, const char* plane, int64_t out_bytes, int64_t row_bytes,
+                int64_t column_bytes, float* sums, int64_t sums_out, int64_t sums_row) {
+  Vec sum[OUTS][ROWS_][COLUMNS];
+  for (int o = 0; o < OUTS; ++o)
+    for (int p = 0; p < ROWS_; ++p)
+      for (int q = 0; q < COLUMNS; ++q) sum[o][p][q] = load(sums + o * sums_out + p * sums_row + q * LANES);
   for (; entry < end; ++entry) {
-    const char* at = plane + entry->offset;
     const Vec value = broadcast(entry->value);
-    for (int p = 0; p < ROWS_; ++p, at -= row_bytes)
-      for (int q = 0; q < COLUMNS; ++q)
-        sum[p][q] += value * load(reinterpret_cast<const float*>(at - q * column_bytes));
+    for (int o = 0; o < OUTS; ++o) {
+      const char* at = plane + o * out_bytes + entry->offset;
+      for (int p = 0; p < ROWS_; ++p, at -= row_bytes)
+        for (int q = 0; q < COLUMNS; ++q)
+          sum[o][p][q] += value * load(reinterpret_cast<const float*>(at - q * column_bytes));
+    }
   }
-  for (int p = 0; p < ROWS_; ++p)
-    for (int q = 0; q < COLUMNS; ++q) store(sums + p * sums_row + q * LANES, sum[p][q]);
+  for (int o = 0; o < OUTS; ++o)
+    for (int p = 0; p < ROWS_; ++p)
+      for (int q = 0; q < COLUMNS; ++q) store(sums + o * sums_out + p * sums_row + q * LANES, sum[o][p][q]);
 }
 
-using Accumulate = void (*)(const Entry*, const Entry*, const char*, int64_t, int64_t, float*, int64_t);
+using Accumulate = void (*)(const Entry*, const Entry*, const char*, int64_t, int64_t, int64_t, float*, int64_t, int64_t);
 
 // The neighbouring column is a constant distance away in all but dilated convolutions.
-template <int ROWS_, int COLUMNS>
-void accumulate_adjacent(const Entry* entry, const Entry* end, const char* plane, int64_t row_bytes, int64_t,
-                         float* sums, int64_t sums_row) {
-  accumulate<ROWS_, COLUMNS>(entry, end, plane, row_bytes, LANES * sizeof(float), sums, sums_row);
+template <int OUTS, int ROWS_, int COLUMNS>
+void accumulate_adjacent(const Entry* entry, const Entry* end, const char* plane, int64_t out_bytes, int64_t row_bytes,
+                         int64_t, float* sums, int64_t sums_out, int64_t sums_row) {
+  accumulate<OUTS, ROWS_, COLUMNS>(entry, end, plane, out_bytes, row_bytes, LANES * sizeof(float), sums, sums_out,
+                                   sums_row);
 }
 
-// As many taps at a time as leave room in 16 registers, by rows and columns.
-constexpr int MAX_ROWS = 3, MAX_COLUMNS = 5;
+// As many taps at a time as leave room in 16 registers, by rows and columns. In a stride of 2 few taps meet a position:
+// then two vectors of output channels are taken, or the time goes into reading entries.
+constexpr int MAX_ROWS = 3, MAX_COLUMNS = 5, MAX_PAIRED = 2;
 const Accumulate ADJACENT[MAX_ROWS][MAX_COLUMNS] = {
-    {accumulate_adjacent<1, 1>, accumulate_adjacent<1, 2>, accumulate_adjacent<1, 3>, accumulate_adjacent<1, 4>,
-     accumulate_adjacent<1, 5>},
-    {accumulate_adjacent<2, 1>, accumulate_adjacent<2, 2>, accumulate_adjacent<2, 3>, accumulate_adjacent<2, 4>,
-     accumulate_adjacent<2, 5>},
-    {accumulate_adjacent<3, 1>, accumulate_adjacent<3, 2>, accumulate_adjacent<3, 3>, accumulate_adjacent<3, 4>,
-     nullptr},
+    {accumulate_adjacent<1, 1, 1>, accumulate_adjacent<1, 1, 2>, accumulate_adjacent<1, 1, 3>,
+     accumulate_adjacent<1, 1, 4>, accumulate_adjacent<1, 1, 5>},
+    {accumulate_adjacent<1, 2, 1>, accumulate_adjacent<1, 2, 2>, accumulate_adjacent<1, 2, 3>,
+     accumulate_adjacent<1, 2, 4>, accumulate_adjacent<1, 2, 5>},
+    {accumulate_adjacent<1, 3, 1>, accumulate_adjacent<1, 3, 2>, accumulate_adjacent<1, 3, 3>,
+     accumulate_adjacent<1, 3, 4>, nullptr},
+};
+const Accumulate PAIRED[MAX_PAIRED][MAX_PAIRED] = {
+    {accumulate_adjacent<2, 1, 1>, accumulate_adjacent<2, 1, 2>},
+    {accumulate_adjacent<2, 2, 1>, accumulate_adjacent<2, 2, 2>},
 };
 
 // planes[image][plane][LANES] = the output gradient of LANES channels and of images [image_begin, image_end).
@@ -98,13 +109,14 @@ void write_transposed(const float* from, int64_t stride, int64_t count, int chan
 
 void weight_gradient(const WeightGradient& g, const float* grad_output, float* grad_weight, int first_out,
                      int in_begin, int in_end, float* planes, float* sums) {
-  const int taps = g.kernel_height * g.kernel_width;
-  const int64_t plane = (int64_t)g.plane_height * g.plane_width * LANES;
-  const int64_t tap_row = (int64_t)g.kernel_width * LANES;
-  memset(sums, 0, (int64_t)(in_end - in_begin) * taps * LANES * sizeof(float));
+  const int taps = g.kernel_height * g.kernel_width, outs = first_out + LANES < g.out_channels ? g.outs : 1;
+  const int64_t plane = (int64_t)g.plane_height * g.plane_width * LANES, planes_out = plane * g.image_block();
+  const int64_t tap_row = (int64_t)g.kernel_width * LANES, sums_out = (int64_t)(in_end - in_begin) * taps * LANES;
+  memset(sums, 0, outs * sums_out * sizeof(float));
   for (int block = 0; block < g.batch; block += IMAGE_BLOCK) {
     const int block_end = block + IMAGE_BLOCK < g.batch ? block + IMAGE_BLOCK : g.batch;
-    make_planes(g, grad_output, first_out, block, block_end, planes);
+    for (int o = 0; o < outs; ++o)
+      make_planes(g, grad_output, first_out + o * LANES, block, block_end, planes + o * planes_out);
     for (int image = block; image < block_end; image += g.image_group) {
       const char* at = reinterpret_cast<const char*>(planes + (image - block) * plane);
       for (int f = 0; f < g.phases; ++f) {
@@ -118,16 +130,17 @@ void weight_gradient(const WeightGradient& g, const float* grad_output, float* g
           const Entry *begin = g.entries[channel] + starts[0], *end = g.entries[channel] + starts[1];
           if (begin == end) continue;
           float* to = sums + (int64_t)(channel - in_begin) * taps * LANES;
-          const int column_chunk = adjacent ? MAX_COLUMNS : 1;
+          const int column_chunk = !adjacent ? 1 : outs == 2 ? MAX_PAIRED : MAX_COLUMNS;
           for (int q = 0; q < phase.columns; q += column_chunk) {
             const int columns = phase.columns - q < column_chunk ? phase.columns - q : column_chunk;
-            const int row_chunk = columns == MAX_COLUMNS ? 2 : MAX_ROWS;
+            const int row_chunk = outs == 2 ? MAX_PAIRED : columns == MAX_COLUMNS ? 2 : MAX_ROWS;
             for (int p = 0; p < phase.rows; p += row_chunk) {
               const int rows = phase.rows - p < row_chunk ? phase.rows - p : row_chunk;
-              ADJACENT[rows - 1][columns - 1](
-                  begin, end, at - p * row_bytes - q * column_bytes, row_bytes, column_bytes,
+              (outs == 2 ? PAIRED[rows - 1][columns - 1] : ADJACENT[rows - 1][columns - 1])(
+                  begin, end, at - p * row_bytes - q * column_bytes, planes_out * (int64_t)sizeof(float), row_bytes,
+                  column_bytes,
                   to + (phase.row0 + p * phase.row_step) * tap_row + (phase.column0 + q * phase.column_step) * LANES,
-                  phase.row_step * tap_row);
+                  sums_out, phase.row_step * tap_row);
             }
           }
         }
@@ -135,9 +148,11 @@ void weight_gradient(const WeightGradient& g, const float* grad_output, float* g
     }
   }
   const int64_t row = (int64_t)g.in_channels * taps;
-  const int channels = g.out_channels - first_out < LANES ? g.out_channels - first_out : LANES;
-  write_transposed(sums, LANES, (int64_t)(in_end - in_begin) * taps, channels,
-                   grad_weight + first_out * row + (int64_t)in_begin * taps, row, g.large);
+  for (int o = 0; o < outs; ++o) {
+    const int first = first_out + o * LANES, channels = g.out_channels - first < LANES ? g.out_channels - first : LANES;
+    write_transposed(sums + o * sums_out, LANES, (int64_t)(in_end - in_begin) * taps, channels,
+                     grad_weight + first * row + (int64_t)in_begin * taps, row, g.large);
+  }
   if (g.large) fence();
 }
 
