@@ -45,8 +45,8 @@ def train(
             images = split.images[batch]
             if experiment.augment:
                 images = crop_and_flip(images, augment_rng)
+            optimizer.zero_grad()  # first: the last step's gradients need not be there beside the activations
             loss = F.cross_entropy(model(dataset.normalized(images.to(device))), split.labels[batch].to(device))
-            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total_loss += loss.detach() * len(batch)

@@ -57,19 +57,25 @@ class Workload(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A training step that can be repeated; `optimise` is its last part."""
+    """A training step that can be repeated, in its parts."""
 
     module: nn.Module
     input: Tensor
+    zero_grad: Callable[[], None]
     backward: Callable[[Tensor], None]
     optimise: Callable[[], None]
 
-    def run(self) -> Tensor:
-        """Forward, backward and update; returns the output."""
+    def gradients(self) -> Tensor:
+        """All but the update; returns the output."""
+        self.zero_grad()
         output: Tensor = self.module(self.input)
         self.backward(output)
-        self.optimise()
         return output
+
+    def run(self) -> None:
+        """The whole step."""
+        self.gradients()
+        self.optimise()
 
 
 class BenchError(Exception):
@@ -246,22 +252,22 @@ def _make_step(
         grad_output = laid_out(torch.randn(module(input).shape, generator=generator))
         input = laid_out(input).requires_grad_()
 
-        def backward(output: Tensor) -> None:
+        def zero_grad() -> None:
             module.zero_grad()
             input.grad = None
-            output.backward(grad_output)  # type: ignore[no-untyped-call]
 
-        return Step(module, input, backward, lambda: None)
+        return Step(module, input, zero_grad, lambda output: torch.autograd.backward(output, grad_output), lambda: None)
 
     labels = torch.randint(0, classes, (workload.batch_size,), generator=generator)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
 
-    def backward_of_loss(output: Tensor) -> None:
-        loss = F.cross_entropy(output, labels)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    return Step(module, laid_out(input) if sparsity is None else input, backward_of_loss, optimizer.step)
+    return Step(
+        module,
+        laid_out(input) if sparsity is None else input,
+        optimizer.zero_grad,
+        lambda output: torch.autograd.backward(F.cross_entropy(output, labels)),
+        optimizer.step,
+    )
 
 
 def _measure(workload: Workload, sparsities: Sequence[float], threads: int) -> list[Row]:
@@ -339,7 +345,7 @@ def _check(workload: Workload, sparsity: float) -> Row:
             each(x).backward(layer_output.grad)
             gradients.append([x.grad, *(parameter.grad for parameter in each.parameters())])
         gradient_errors += [_deviation(a, b) for a, b in zip(*gradients, strict=True)]
-    errors = {"output_error": _deviation(native_step.run(), output), "gradient_error": max(gradient_errors)}
+    errors = {"output_error": _deviation(native_step.gradients(), output), "gradient_error": max(gradient_errors)}
     if not max(errors.values()) <= TOLERANCE:
         raise BenchError(f"{workload} at {sparsity:.0%} deviates from the reference: {errors}")
     return errors
@@ -385,7 +391,7 @@ def _breakdown(step: Step, repetitions: int = 5) -> dict[str, float]:
     for _ in range(repetitions):
         native.seconds()
         started = time.perf_counter()
-        step.backward(step.module(step.input))
+        step.gradients()
         optimiser_started = time.perf_counter()
         step.optimise()
         ended = time.perf_counter()
