@@ -158,6 +158,12 @@ struct Shape : Geometry {
       if (size < 1) throw nb::value_error("sizes, strides and dilations have to be 1 or more");
     if (padding_height < 0 || padding_width < 0) throw nb::value_error("paddings have to be 0 or more");
     if (weight[1] != in_channels) throw nb::value_error("the weight is for another number of input channels");
+    // Absurd sizes would overflow the kernels' ints; each phase of the stride has lists of its own.
+    const auto far = [](int64_t size) { return size > 1 << 24; };
+    if (far(padding_height) || far(padding_width) || far(int64_t{dilation_height} * kernel_height) ||
+        far(int64_t{dilation_width} * kernel_width))
+      throw nb::value_error("a padding or kernel of more than 2^24");
+    if (int64_t{stride_height} * stride_width > 1 << 20) throw nb::value_error("a stride of more than 2^20 positions");
     const auto outputs = [](int64_t in, int64_t kernel, int64_t step, int64_t pad, int64_t spread) {
       return in + 2 * pad - spread * (kernel - 1) - 1 < 0 ? 0 : (in + 2 * pad - spread * (kernel - 1) - 1) / step + 1;
     };

@@ -53,7 +53,7 @@ INLINE void copy_padded(float* to, const float* row, int64_t from, int64_t row_f
 void pack_channel(const Convolution& c, const float* row, int strip, float* to) {
   const int64_t row_floats = (int64_t)c.in_width * c.batch;
   const int64_t begin = (int64_t)strip * c.strip * TILE;
-  if (c.tile_floats == TILE) {  // the windows of columns and tiles overlap: one stretch holds all
+  if (c.tile_floats == TILE && c.col_step == 1) {  // the windows of columns and tiles overlap: one stretch holds all
     copy_padded(to, row, begin + (int64_t)c.col0 * c.batch, row_floats, c.strip_floats);
     return;
   }
@@ -93,7 +93,7 @@ INLINE void prefetch_channel(const Convolution& c, const float* input, int strip
   if (row < 0 || row >= c.in_height) return;
   const int64_t row_floats = (int64_t)c.in_width * c.batch;
   const float* from = input + ((int64_t)channel * c.in_height + row) * row_floats;
-  int64_t begin = ((int64_t)strip * c.strip * TILE + c.col0 * c.batch) * c.col_step, end = begin + c.strip_floats;
+  int64_t begin = ((int64_t)strip * c.strip * TILE + (int64_t)c.col0 * c.batch) * c.col_step, end = begin + c.strip_floats;
   if (begin < 0) begin = 0;
   if (end > row_floats) end = row_floats;
   for (int64_t i = begin; i < end; i += 16) __builtin_prefetch(from + i);

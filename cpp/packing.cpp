@@ -72,6 +72,9 @@ void cut(std::vector<Convolution>& phases, int threads, int64_t active) {
     const int sums = blocks == 1 ? STRIP * ROWS : std::max(1, SUMS / out_channels);
     c.rows = std::max(1, std::min({c.out_height, ROWS, sums}));
     c.strip = std::max(1, std::min({c.tiles(), STRIP, sums / c.rows}));
+    // Entries' offsets in a window are 32 bits wide.
+    if (sizeof(float) * static_cast<double>(c.window_height + SPARE_ROWS) * c.block * c.strip * columns_floats(c) > INT32_MAX)
+      throw std::length_error("a kernel that spans more than 2^31 bytes of its input");
     c.strip_floats = overlap ? (c.strip - 1) * TILE + columns_floats(c) : c.strip * columns_floats(c);
     c.large = static_cast<int64_t>(c.full_height) * c.full_width * c.batch * out_channels >= LARGE;
     items += static_cast<int64_t>(c.strips()) * ceil_div(c.out_height, c.rows);
