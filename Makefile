@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean FORCE
+.PHONY: demo test lint sanitize clean FORCE
 
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
@@ -12,6 +12,16 @@ test: .venv/test.installed
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The kernels' tests under the address and undefined-behaviour sanitizers, on a build of its own. -S leaves out the
+# editable install.
+sanitize: .venv/test.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps --target build/sanitize \
+	  -C cmake.define.ZEROFL_SANITIZE=ON -C build-dir=build/sanitize-objects .
+	PYTHONPATH=build/sanitize:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -S -m pytest -p no:cacheprovider tests/test_native.py \
+	  tests/test_native_bindings.py tests/test_innermost.py
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.
 MODULES := $(sort $(shell find src -name '*.py'))
