@@ -26,7 +26,7 @@ def test_bench_writes_a_row_for_each_sparsity(
     assert f"leaf_cnn, batch 2, {threads} threads" in capsys.readouterr().out
     result = json.loads((tmp_path / "step.json").read_text())
     assert (result["model"], result["batch_size"], result["threads"]) == ("leaf_cnn", 2, threads)
-    layers: list[str | None] = {"step": [None], "layers": ["conv1", "conv2", "fc1"]}[command]
+    layers = [None] if command == "step" else ["conv1", "conv2", "fc1"]
     assert [(row.get("layers", [None])[0], row["sparsity"]) for row in result["rows"]] == [
         (layer, sparsity) for layer in layers for sparsity in (0.9, 0.95)
     ]
