@@ -9,6 +9,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -141,6 +142,9 @@ void check(int64_t k, int64_t entries) {
   if (k < 0 || k > entries) throw nb::value_error("k is out of range");
 }
 
+// The work is cut with a thought to the number of threads, which may be anything.
+int sensible(int threads) { return std::clamp(threads, 1, 1024); }
+
 // A convolution whose shapes are checked here once, so that the kernels can trust them.
 struct Shape : Geometry {
   Shape(const std::vector<int>& input, const std::vector<int>& weight, const std::vector<int>& stride,
@@ -248,6 +252,7 @@ NB_MODULE(_native, m) {
           [](Sparse* self, const Shape& s, ConstFloats<4> input, ConstFloats<4> weight, std::optional<ConstFloats<1>> bias,
              Floats<4> output, std::tuple<int64_t, float, bool> weight_choice,
              std::optional<std::tuple<int64_t, float, bool>> input_choice, bool for_grad_input, int threads) {
+            threads = sensible(threads);
             expect(input, {s.in_channels, s.in_height, s.in_width, s.batch}, "input");
             expect(weight, {s.out_channels, s.in_channels, s.kernel_height, s.kernel_width}, "weight");
             expect(output, {s.out_channels, s.out_height, s.out_width, s.batch}, "output");
@@ -285,6 +290,7 @@ NB_MODULE(_native, m) {
           [](const Sparse& self, ConstFloats<4> grad_output, std::optional<ConstFloats<4>> addend,
              std::optional<Floats<4>> grad_input, std::optional<Floats<4>> grad_weight, int threads) {
             const Geometry& s = self.geometry;
+            threads = sensible(threads);
             expect(grad_output, {s.out_channels, s.out_height, s.out_width, s.batch}, "grad_output");
             if (grad_input) {
               const Lists& backward = self.weight->backward;
