@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from zerofl.experiment import Experiment, ExperimentError, make_experiment, parse_setting, read_experiments
+from zerofl.experiment import Experiment, ExperimentError, make_experiment, parse_setting
+from zerofl.sweep import find_sweep, read_sweep
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.toml"))
 
@@ -23,14 +24,14 @@ clients = 30
 """
 
 
-def write(tmp_path: Path, text: str) -> str:
+def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "file.toml"
     path.write_text(text)
-    return str(path)
+    return path
 
 
 def test_base_run_and_settings_override_each_other_in_turn(tmp_path: Path) -> None:
-    experiments = read_experiments(write(tmp_path, FILE), {"rounds": 3})
+    experiments = read_sweep(write(tmp_path, FILE), {"rounds": 3}).experiments()
     assert list(experiments) == ["a", "b"]
     assert (experiments["a"].clients, experiments["b"].clients) == (20, 30)
     assert (experiments["a"].uplink, experiments["b"].uplink) == ("top_k_weights", "full")
@@ -48,7 +49,7 @@ def test_defaults_that_depend_on_others_are_settled() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid_and_opens_with_its_command(preset: str) -> None:
-    assert read_experiments(preset)
+    assert read_sweep(find_sweep(preset)).rows
     text = (Path(__file__).parent.parent / "experiments" / f"{preset}.toml").read_text()
     assert f"zerofl run {preset}" in text[: text.index("[base]")]
 
@@ -67,14 +68,14 @@ def test_every_preset_is_valid_and_opens_with_its_command(preset: str) -> None:
         ('[[run]]\nname = "a"\nrounds = "3"', r"rounds = '3': expected int, got str"),
         ('[[run]]\nname = "a"\nrounds = true', r"rounds = True: expected int, got bool"),
         ('[[run]]\nname = "a"\nsparsity = "high"', r"sparsity = 'high': expected float, got str"),
-        ('[other]\n[[run]]\nname = "a"', r"expected \[base\] and \[\[run\]\] only, found other"),
+        ('[other]\n[[run]]\nname = "a"', r"expected \[base\], \[\[run\]\], seeds and metric only, found other"),
         ("run = [1, 2]", r"expected tables \[\[run\]\], found run = \[1, 2\]"),
         ("[base", r"not valid TOML"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
-        read_experiments(write(tmp_path, text))
+        read_sweep(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_a_bad_setting_is_named(setting: str, message: str) -> None:
 
 def test_an_unknown_preset_names_the_known_ones() -> None:
     with pytest.raises(ExperimentError, match="demoo: neither a file nor a preset; the presets are .*demo"):
-        read_experiments("demoo")
+        find_sweep("demoo")
 
 
 def test_an_experiment_survives_plain_values() -> None:

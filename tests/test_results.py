@@ -18,7 +18,7 @@ def record(round: int) -> dict[str, int]:
 
 def save(directory: Path, round: int) -> None:
     clients = [{"round": round, "client": client} for client in (1, 2)]
-    save_round(directory, record(round), clients, Checkpoint(round, STATE, MOMENTS))
+    save_round(directory, record(round), clients, Checkpoint(round, STATE, MOMENTS, "0123"))
 
 
 def rounds_in(path: Path) -> list[int]:
@@ -30,19 +30,19 @@ def killed(*_: object) -> None:
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c", Checkpoint(12, STATE, MOMENTS))
+    save_checkpoint(tmp_path / "c", Checkpoint(12, STATE, MOMENTS, "0123"))
     loaded = load_checkpoint(tmp_path / "c")
-    assert loaded.round == 12
+    assert (loaded.round, loaded.data_sha256) == (12, "0123")
     for saved, back in ((STATE, loaded.state), (MOMENTS, loaded.optimizer_state)):
         assert saved.keys() == back.keys()
         assert all(torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype for name in saved)
 
 
 def test_a_kill_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path / "c", Checkpoint(1, STATE, {}))
+    save_checkpoint(tmp_path / "c", Checkpoint(1, STATE, {}, "0123"))
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path / "c", Checkpoint(2, STATE, {}))
+        save_checkpoint(tmp_path / "c", Checkpoint(2, STATE, {}, "0123"))
     assert load_checkpoint(tmp_path / "c").round == 1
 
 

@@ -16,7 +16,7 @@ from zerofl import __version__
 from zerofl.bench.step import ISAS, SHAPES, BenchError, bench_layers, bench_step, step_table
 from zerofl.bench.uplink import bench_uplink, uplink_table
 from zerofl.data import DatasetError, load_dataset
-from zerofl.experiment import ExperimentError, find_experiments, parse_setting, read_experiments
+from zerofl.experiment import ExperimentError, parse_setting
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
     ROUNDS,
@@ -29,6 +29,7 @@ from zerofl.results import (
     read_summary,
     write_atomically,
 )
+from zerofl.sweep import find_sweep, read_sweep
 from zerofl.train import check_fits
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
@@ -158,12 +159,15 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     settings = dict(parse_setting(setting) for setting in options.settings)
     if options.root is not None:
         settings["root"] = options.root
-    experiments = read_experiments(options.experiments, settings)
+    file = find_sweep(options.experiments)
+    sweep = read_sweep(file, settings)
+    experiments = sweep.experiments()
+    named = {row.name: row.experiments for row in sweep.rows} | {name: [e] for name, e in experiments.items()}
     for name in options.only or []:
-        if name not in experiments:
+        if name not in named:
             raise ExperimentError(f"--only {name}: no such run; the runs are {', '.join(experiments)}")
-    chosen = [experiments[name] for name in options.only or experiments]
-    out: Path = options.out or Path("runs") / find_experiments(options.experiments).stem
+    chosen = [e for name in options.only for e in named[name]] if options.only else list(experiments.values())
+    out: Path = options.out or Path("runs") / file.stem
     # Before anything is computed: is every data set there and fit for its run, and every folder free or resumable?
     for experiment in chosen:
         check_fits(experiment, load_dataset(experiment.dataset, experiment.root))

@@ -7,10 +7,9 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
-from zerofl.data import DATASETS
+from zerofl.data import DATASETS, PARTITIONS
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
 from zerofl.uplink import UPLINKS
 from zerofl.wire import POSITIONS, VALUES
@@ -28,8 +27,9 @@ class Experiment:
 
     Where: `name` of the run and its folder; `seed` of all randomness.
 
-    Data: `dataset` from the folder or archive `root`; dealt to `clients` by LDA with `alpha` (1 is the paper's non-IID,
-    1000 its IID); `validation_fraction` of each client's samples is held out.
+    Data: `dataset` from the folder or archive `root`; dealt to `clients` by `partition`: "lda" with `alpha` (1 is the
+    paper's non-IID, 1000 its IID), or "natural", a client for each writer or speaker; `validation_fraction` of each
+    client's samples is held out. One client is centralised training.
 
     Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's
     own default.
@@ -49,7 +49,8 @@ class Experiment:
     stops the run.
 
     Evaluation: on the test set every `evaluate_every` rounds, and on the validation samples of the round's clients
-    every `validate_every` rounds (0: never); after the last round in any case.
+    every `validate_every` rounds (0: never); after the last round in any case. Every `snapshot_every` rounds (0: never)
+    the sparse layers' aggregated weights are kept, for Figure 3.
 
     Machine: `threads` of PyTorch (0: as many as it chooses, which is then recorded). The results are bitwise
     reproducible for a given number of them.
@@ -60,6 +61,7 @@ class Experiment:
 
     dataset: str = "cifar10"
     root: str = ""
+    partition: str = "lda"
     clients: int = 100
     alpha: float = 1.0
     validation_fraction: float = 0.1
@@ -97,6 +99,7 @@ class Experiment:
 
     evaluate_every: int = 1
     validate_every: int = 0
+    snapshot_every: int = 0
 
     threads: int = 0
 
@@ -107,6 +110,7 @@ class Experiment:
             ExperimentError: a value out of range; it says which and what is expected.
         """
         self._expect_choice("dataset", DATASETS)
+        self._expect_choice("partition", PARTITIONS)
         self._expect_choice("model", DEFAULT_INITIALIZATION)
         if not self.initialization:
             object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION[self.model])
@@ -125,7 +129,7 @@ class Experiment:
             )
         for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
             self._expect(key, getattr(self, key) >= 1, "1 or more")
-        for key in ("seed", "validate_every", "threads"):
+        for key in ("seed", "validate_every", "snapshot_every", "threads"):
             self._expect(key, getattr(self, key) >= 0, "0 or more")
         for key in ("sparsity", "activation_sparsity", "validation_fraction", "momentum"):
             self._expect(key, 0 <= getattr(self, key) < 1, "a fraction in [0, 1)")
@@ -175,54 +179,6 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         document = {"value": text}
     return key, _typed(key, document["value"] if len(document) == 1 else text)
-
-
-def read_experiments(file_or_preset: str, settings: Mapping[str, Any] | None = None) -> dict[str, Experiment]:
-    """The experiments of a TOML file, or of a preset of that name, by their names and in their order.
-
-    A file has a table `[base]` with the values all runs share, and a table `[[run]]` with a `name` for each run. The
-    `settings` override both.
-
-    Raises:
-        ExperimentError: there is no such file or preset, or it is malformed.
-    """
-    path = find_experiments(file_or_preset)
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not valid TOML: {error}") from error
-    base, runs = document.pop("base", {}), document.pop("run", [])
-    if document or not isinstance(base, dict) or not isinstance(runs, list):
-        raise ExperimentError(f"{path}: expected [base] and [[run]] only, found {', '.join(document) or 'other types'}")
-    if not all(isinstance(run, dict) for run in runs):
-        raise ExperimentError(f"{path}: expected tables [[run]], found run = {runs}")
-    if not runs:
-        raise ExperimentError(f'{path}: has no run; add [[run]] with name = "..."')
-    experiments: dict[str, Experiment] = {}
-    for number, run in enumerate(runs, start=1):
-        where = f"{path}, [[run]] {run.get('name', f'number {number}')}"
-        if "name" not in run:
-            raise ExperimentError(f'{where}: has no name; add name = "..."')
-        try:
-            experiment = make_experiment({**base, **run, **(settings or {})})
-        except ExperimentError as error:
-            raise ExperimentError(f"{where}: {error}") from error
-        if experiment.name in experiments:
-            raise ExperimentError(f"{where}: the name stands twice; each run has its own folder")
-        experiments[experiment.name] = experiment
-    return experiments
-
-
-def find_experiments(file_or_preset: str) -> Path:
-    """The file itself, or the preset of that name that comes with the package."""
-    if Path(file_or_preset).is_file():
-        return Path(file_or_preset)
-    presets = Path(__file__).parent / "experiments"
-    preset = presets / f"{file_or_preset}.toml"
-    if preset.is_file():
-        return preset
-    known = sorted(path.stem for path in presets.glob("*.toml"))
-    raise ExperimentError(f"{file_or_preset}: neither a file nor a preset; the presets are {', '.join(known)}")
 
 
 def differing_keys(one: Experiment, other: Experiment) -> list[str]:

@@ -4,6 +4,7 @@ experiment.toml         the experiment, every value settled
 rounds.jsonl            a line for each round
 clients.jsonl           a line for each usable update
 checkpoint.safetensors  the state after the last whole round; gone once the run is finished
+snapshots/              the sparse layers' aggregated weights after some rounds, if the experiment asks for them
 model.safetensors       the final model
 summary.json            the figures of the whole run; it exists exactly when the run is finished
 """
@@ -28,11 +29,12 @@ from safetensors import safe_open
 from zerofl.experiment import Experiment, differing_keys, make_experiment
 from zerofl.uplink import State
 
-EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, MODEL, SUMMARY, LOCK = (
+EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
     "experiment.toml",
     "rounds.jsonl",
     "clients.jsonl",
     "checkpoint.safetensors",
+    "snapshots",
     "model.safetensors",
     "summary.json",
     ".lock",
@@ -44,11 +46,15 @@ class ResultsError(Exception):
 
 
 class Checkpoint(NamedTuple):
-    """The whole state of a run after `round`: all randomness is a function of the seed and the round."""
+    """The whole state of a run after `round`: all randomness is a function of the seed and the round.
+
+    `data_sha256` is the checksum of the data it was trained on.
+    """
 
     round: int
     state: State
     optimizer_state: State
+    data_sha256: str
 
 
 def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experiment:
@@ -133,10 +139,10 @@ def save_round(
     save_checkpoint(directory / CHECKPOINT, checkpoint)
 
 
-def finish_run(directory: Path, state: State, full_model_bytes: int) -> dict[str, Any]:
+def finish_run(directory: Path, state: State, full_model_bytes: int, data_sha256: str) -> dict[str, Any]:
     """Write the final model and the summary, which marks the run as finished; returns the summary."""
     write_atomically(directory / MODEL, safetensors.torch.save(state))
-    summary = summarize(directory, full_model_bytes)
+    summary = summarize(directory, full_model_bytes) | {"data_sha256": data_sha256}
     write_atomically(directory / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return summary
@@ -168,7 +174,7 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "savings": full_model_bytes * len(clients) / sum(client["uplink_bytes"] for client in clients),
         "failures": sum(len(record["failures"]) for record in rounds),
         "seconds": sum(record["seconds"] for record in rounds),
-        "train_seconds": sum(client["train_seconds"] or 0.0 for client in clients),
+        "train_seconds": sum(record["train_seconds"] for record in rounds),
         "threads": experiment.threads,
         "machine": machine(),
         "versions": versions(),
@@ -179,7 +185,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in place of the one before, atomically."""
     tensors = {f"state/{name}": tensor for name, tensor in checkpoint.state.items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer_state.items()}
-    write_atomically(path, safetensors.torch.save(tensors, {"round": str(checkpoint.round)}))
+    metadata = {"round": str(checkpoint.round), "data_sha256": checkpoint.data_sha256}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -189,7 +196,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
         for key in file.keys():  # noqa: SIM118 (not a dict)
             part, _, name = key.partition("/")
             parts[part][name] = file.get_tensor(key)
-        return Checkpoint(int(file.metadata()["round"]), parts["state"], parts["optimizer"])
+        metadata = file.metadata()
+    return Checkpoint(int(metadata["round"]), parts["state"], parts["optimizer"], metadata["data_sha256"])
+
+
+def save_snapshot(directory: Path, round: int, weights: State) -> None:
+    """Keep some weights of a round, by layer."""
+    (directory / SNAPSHOTS).mkdir(exist_ok=True)
+    write_atomically(directory / SNAPSHOTS / f"round-{round:05d}.safetensors", safetensors.torch.save(weights))
+
+
+def read_snapshots(directory: Path) -> dict[int, State]:
+    """The kept weights of a run, by round."""
+    files = sorted((directory / SNAPSHOTS).glob("round-*.safetensors"))
+    return {int(file.stem.removeprefix("round-")): safetensors.torch.load_file(file) for file in files}
 
 
 def write_atomically(path: Path, data: bytes) -> None:

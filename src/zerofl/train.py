@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zerofl.data import Dataset, Split
+from zerofl.data import Dataset, Split, client_indices
 from zerofl.data.augment import crop_and_flip
+from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.layers import sparsify_
 from zerofl.models import build_model, initialize_
@@ -97,19 +98,19 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
     """Whether the experiment can be run on the data set at all, before anything is trained.
 
     Raises:
-        ExperimentError: more clients than training samples, nothing to validate on, or images of another size than the
-            model takes.
+        ExperimentError: a partition that the data set cannot have, nothing to validate on, or images of another size
+            than the model takes.
     """
-    samples, shape = len(dataset.train.labels), tuple(dataset.train.images.shape[1:])
-    if experiment.clients > samples:
+    e, shape = experiment, tuple(dataset.train.images.shape[1:])
+    try:
+        parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
+    except ValueError as error:
+        raise ExperimentError(f"{e.dataset}: {error}") from error
+    most = max(len(part) for part in parts)
+    if e.validate_every and not held_out_count(most, e.validation_fraction):
         raise ExperimentError(
-            f"clients = {experiment.clients}: {experiment.dataset} has {samples} training samples to deal to them"
-        )
-    held_out = round(experiment.validation_fraction * (samples // experiment.clients))
-    if experiment.validate_every and not held_out:
-        raise ExperimentError(
-            f"validate_every = {experiment.validate_every}, but validation_fraction = {experiment.validation_fraction} "
-            f"holds out none of a client's {samples // experiment.clients} samples; raise it, or set validate_every = 0"
+            f"validate_every = {e.validate_every}, but validation_fraction = {e.validation_fraction} "
+            f"holds out none of a client's {most} samples; raise it, or set validate_every = 0"
         )
     try:
         with torch.device("meta"), torch.no_grad():
@@ -121,4 +122,4 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
-    return build_model(experiment.model, dataset.classes, dataset.train.images.shape[1], experiment.width)
+    return build_model(experiment.model, len(dataset.classes), dataset.train.images.shape[1], experiment.width)

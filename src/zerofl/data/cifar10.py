@@ -39,9 +39,10 @@ def load_cifar10(root: str) -> Dataset:
         return Dataset(
             _read_split(files, source, TRAIN_BATCHES, "train"),
             _read_split(files, source, TEST_BATCHES, "test"),
-            classes=len(CLASSES),
+            classes=CLASSES,
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
+            clients={},
         )
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise DatasetError(f"cifar10: {source} cannot be read, it may be truncated: {error}") from error

@@ -1,5 +1,6 @@
-"""What every data set looks like to the rest: images as bytes, labels, and how to normalise them."""
+"""What every data set looks like to the rest: samples, labels, classes, and which of them belong together."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ class DatasetError(Exception):
 
 @dataclass(frozen=True)
 class Split:
-    """Some samples: images uint8 [N, C, H, W] and labels int64 [N]."""
+    """Some samples: images uint8 or float32 [N, C, H, W] and labels int64 [N]."""
 
     images: Tensor
     labels: Tensor
@@ -24,15 +25,36 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test samples, the number of classes, and each channel's mean and deviation on [0, 1]."""
+    """Training and test samples, the classes by label, and each channel's mean and deviation.
+
+    Bytes count as [0, 1]. `clients` are the training samples of each natural client (a writer, a speaker) by its name,
+    int64 and rising; a data set without such has none.
+    """
 
     train: Split
     test: Split
-    classes: int
+    classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    clients: dict[str, Tensor]
 
     def normalized(self, images: Tensor) -> Tensor:
-        """Uint8 [N, C, H, W] -> float32 of the same shape with zero mean and unit deviation on the training set."""
+        """[N, C, H, W] -> float32 of the same shape with zero mean and unit deviation on the training set."""
         mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (images.float() / 255 - mean) / std
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+        return (pixels - mean) / std
+
+
+def checksum(dataset: Dataset) -> str:
+    """SHA-256 over all samples, labels and natural clients in their order, in hexadecimal.
+
+    Two copies with the same checksum train bit for bit alike.
+    """
+    digest = hashlib.sha256()
+    for tensor in (dataset.train.images, dataset.train.labels, dataset.test.images, dataset.test.labels):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+    for name, indices in dataset.clients.items():
+        digest.update(f"{name} {len(indices)}\n".encode())
+        digest.update(memoryview(indices.numpy()).cast("B"))
+    return digest.hexdigest()

@@ -29,4 +29,7 @@ def load_mnist5k(root: str = "") -> Dataset:
     test = torch.cat([indices[:TEST_IMAGES_PER_CLASS] for indices in of_class])
     train = torch.cat([indices[TEST_IMAGES_PER_CLASS:] for indices in of_class])
     # Pixels stay on [0, 1], as LEAF's CNN gets them: with zero mean and unit deviation its first rounds diverge.
-    return Dataset(everything.take(train), everything.take(test), classes=10, mean=(0.0,), std=(1.0,))
+    classes = tuple(str(digit) for digit in range(10))
+    return Dataset(
+        everything.take(train), everything.take(test), classes, mean=(0.0,), std=(1.0,), clients={}
+    )

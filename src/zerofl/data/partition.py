@@ -1,9 +1,12 @@
-"""Which samples belong to which client (§4.1): latent Dirichlet allocation with equal sizes; the validation part."""
+"""Which samples belong to which client (§4.1): latent Dirichlet allocation with equal sizes, or as the data set says."""
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from zerofl.data.dataset import Dataset
 from zerofl.rng import rng
 
 
@@ -55,6 +58,30 @@ def validation_split(indices: Tensor, fraction: float, seed: int, client: int) -
 
     At least one sample stays for training.
     """
-    held_out = min(round(fraction * len(indices)), len(indices) - 1)
+    held_out = held_out_count(len(indices), fraction)
     shuffled = indices[torch.from_numpy(rng(seed, 0, client, "validation").permutation(len(indices)))]
     return shuffled[held_out:].sort().values, shuffled[:held_out].sort().values
+
+
+def natural_partition(dataset: Dataset, clients: int) -> list[Tensor]:
+    """The samples of each of the data set's own clients: its writers or speakers, in the order it gives them.
+
+    Raises:
+        ValueError: the data set has no clients of its own, or another number of them.
+    """
+    if not dataset.clients:
+        raise ValueError("partition = 'natural': the data set has no clients of its own; use partition = 'lda'")
+    if clients != len(dataset.clients):
+        raise ValueError(f"clients = {clients}: with partition = 'natural' this data set has {len(dataset.clients)}")
+    return list(dataset.clients.values())
+
+
+PARTITIONS: dict[str, Callable[[Dataset, int, float, int], list[Tensor]]] = {
+    "lda": lambda dataset, clients, alpha, seed: lda_partition(dataset.train.labels, clients, alpha, seed),
+    "natural": lambda dataset, clients, alpha, seed: natural_partition(dataset, clients),
+}
+
+
+def held_out_count(samples: int, fraction: float) -> int:
+    """How many of a client's samples `validation_split` holds out."""
+    return min(round(fraction * samples), samples - 1)

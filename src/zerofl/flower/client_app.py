@@ -11,8 +11,8 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from zerofl.data import Dataset, load_dataset
-from zerofl.data.partition import lda_partition, validation_split
+from zerofl.data import Dataset, client_indices, load_dataset
+from zerofl.data.partition import validation_split
 from zerofl.experiment import Experiment
 from zerofl.flower.messages import read_instruction, train_reply
 from zerofl.layers import realised_sparsity, sparse_layers
@@ -102,13 +102,8 @@ def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Te
     """The data set, and the client's training and validation indices into its training part."""
     e = experiment
     dataset = load_dataset(e.dataset, e.root)
-    mine = _partition(e.dataset, e.root, e.clients, e.alpha, e.seed)[client]
+    mine = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)[client]
     return dataset, validation_split(mine, e.validation_fraction, e.seed, client)
-
-
-@lru_cache(maxsize=4)
-def _partition(dataset: str, root: str, clients: int, alpha: float, seed: int) -> list[Tensor]:
-    return lda_partition(load_dataset(dataset, root).train.labels, clients, alpha, seed)
 
 
 @lru_cache(maxsize=1)

@@ -15,11 +15,13 @@ from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from zerofl.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
-from zerofl.data import Dataset, load_dataset
+from zerofl.data import Dataset, client_indices, dataset_checksum, load_dataset
+from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment
 from zerofl.flower.messages import instructions, read_metrics, read_payload
 from zerofl.layers import sparse_layers
-from zerofl.results import Checkpoint, finish_run, save_round
+from zerofl.overlap import MaskCounts
+from zerofl.results import Checkpoint, ResultsError, finish_run, save_round, save_snapshot
 from zerofl.rng import cohort
 from zerofl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.uplink import UPLINKS, State
@@ -53,9 +55,11 @@ def serve(
     Raises:
         RoundError: too few nodes for the experiment, or too few usable updates in a round.
         DatasetError: the data set is not there.
+        ResultsError: it is not the data that the rounds before the checkpoint were trained on.
     """
     torch.set_num_threads(experiment.threads)
     dataset = load_dataset(experiment.dataset, experiment.root)
+    data_sha256 = dataset_checksum(experiment.dataset, experiment.root)
     model = empty_model(experiment, dataset)
     schema = schema_of(model.state_dict())
     optimizer = _server_optimizer(experiment, [name for name, _ in model.named_parameters()])
@@ -64,18 +68,29 @@ def serve(
         state = {name: tensor.detach() for name, tensor in initial.items()}
         optimizer_state, done = optimizer.init(state), 0
     else:
+        if checkpoint.data_sha256 != data_sha256:
+            raise ResultsError(
+                f"{directory}: its rounds 1 to {checkpoint.round} were trained on other data than is in "
+                f"{experiment.root or experiment.dataset} (SHA-256 {checkpoint.data_sha256[:16]}… and "
+                f"{data_sha256[:16]}…). Give the same data, or start elsewhere with --out"
+            )
         state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
         optimizer_state, done = checkpoint.optimizer_state, checkpoint.round
     nodes = _nodes_by_client(grid, experiment)
     adds = UPLINKS[experiment.uplink].adds
-    most_examples = math.ceil(len(dataset.train.labels) / experiment.clients)  # the largest part of the partition
+    e = experiment
+    samples = [len(part) for part in client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)]
+    most_examples = max(samples)
+    # A client may be too small to hold anything out: it has no part in the validation.
+    validated = {k for k, count in enumerate(samples) if held_out_count(count, e.validation_fraction)}
+    sparse = [name for name, _ in sparse_layers(model)]
 
     payload = encode_state(state, schema)
     for round in range(done + 1, experiment.rounds + 1):
         started = time.perf_counter()
         clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
         replies, failures = _exchange(grid, MessageType.TRAIN, payload, nodes, clients, round, experiment)
-        average, client_records, uplink_bytes = _sum_updates(
+        average, masks, client_records, uplink_bytes = _sum_updates(
             replies, failures, state, schema, adds, most_examples, round
         )
         if len(client_records) < experiment.min_replies:
@@ -91,25 +106,32 @@ def serve(
             "lr": learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
             "clients": clients,
             "failures": _failure_records(failures),
+            "examples": sum(client["num-examples"] for client in client_records),
             "train_loss": _mean(client_records, "train_loss"),
+            "train_seconds": sum(client["train_seconds"] or 0.0 for client in client_records),
+            "realised_sparsity": _mean(client_records, "realised_sparsity"),
         }
         last = round == experiment.rounds
         if last or round % experiment.evaluate_every == 0:
             record |= _test(model, state, dataset)
         if experiment.validate_every and (last or round % experiment.validate_every == 0):
-            accuracy, failures = _validate(grid, payload, nodes, clients, round, experiment, most_examples)
+            validating = [client for client in clients if client in validated]
+            accuracy, failures = _validate(grid, payload, nodes, validating, round, experiment, most_examples)
             record["validation_accuracy"] = accuracy
             record["failures"] += _failure_records({c: f"validation: {cause}" for c, cause in failures.items()})
-            downlink_bytes += len(clients) * len(payload)
+            downlink_bytes += len(validating) * len(payload)
         record |= {
             "uplink_bytes": uplink_bytes,
             "downlink_bytes": downlink_bytes,
-            "nonzero_ratio": {name: nonzero_ratio(state[f"{name}.weight"]) for name, _ in sparse_layers(model)},
+            "nonzero_ratio": {name: nonzero_ratio(state[f"{name}.weight"]) for name in sparse},
+            "mask_overlap": {name.removesuffix(".weight"): overlap for name, overlap in masks.overlap().items()},
             "seconds": time.perf_counter() - started,
         }
-        save_round(directory, record, client_records, Checkpoint(round, state, optimizer_state))
+        if experiment.snapshot_every and (last or round % experiment.snapshot_every == 0):
+            save_snapshot(directory, round, {name: state[f"{name}.weight"] for name in sparse})
+        save_round(directory, record, client_records, Checkpoint(round, state, optimizer_state, data_sha256))
         on_round(record)
-    finish_run(directory, state, schema.dense_bytes)
+    finish_run(directory, state, schema.dense_bytes, data_sha256)
 
 
 def _server_optimizer(experiment: Experiment, parameters: list[str]) -> ServerOptimizer:
@@ -172,12 +194,12 @@ def _sum_updates(
     adds: bool,
     most_examples: int,
     round: int,
-) -> tuple[Average, list[Record], int]:
-    """Decode and add the updates in client order; returns the sum, a record for each usable one, and the bytes of all.
+) -> tuple[Average, MaskCounts, list[Record], int]:
+    """Decode and add the updates in client order; returns their sum, their masks, a record for each, and all bytes.
 
     A client whose reply is malformed is put to the failures, with the cause.
     """
-    average = Average(state)
+    average, masks = Average(state), MaskCounts()
     records: list[Record] = []
     uplink_bytes = 0
     for client, reply in replies:
@@ -193,8 +215,9 @@ def _sum_updates(
             failures[client] = f"{type(error).__name__}: {error}"
             continue
         average.add(update, int(metrics["num-examples"]))
+        masks.add(update)
         records.append(_client_record(round, client, metrics, len(payload)))
-    return average, records, uplink_bytes
+    return average, masks, records, uplink_bytes
 
 
 def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:

@@ -1,0 +1,41 @@
+"""What takes long to read is read once: tensors stay on the disk for as long as the files they came from are the same."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+
+def cache_folder() -> Path:
+    """`$ZEROFL_CACHE`, else `zerofl` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("ZEROFL_CACHE") or Path(base) / "zerofl")
+
+
+def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, from the disk if it was made before for this purpose from the same files.
+
+    Files are the same if path, size and time of change are. Put a version into `purpose` and raise it when `make`
+    gives something else. A cache that cannot be written costs time only, and a warning says so.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(sources):
+        status = path.stat()
+        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    file = cache_folder() / f"{purpose}-{digest.hexdigest()[:16]}.safetensors"
+    if file.exists():
+        return safetensors.torch.load_file(file)
+    tensors = make()
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        warnings.warn(f"{file.parent} cannot be written, the next start reads the data anew: {error}", stacklevel=2)
+    return tensors

@@ -1,0 +1,108 @@
+"""FEMNIST, handwriting by writer: LEAF's json from a local folder. A writer is a client (Caldas et al., 2018)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from zerofl.data.disk_cache import cached
+from zerofl.data.dataset import Dataset, DatasetError, Split
+
+CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+FOLDERS = ("", "femnist", "data")
+PIXELS = 28 * 28
+
+Writers = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Each writer's images uint8 [n, 784] and labels int64 [n]."""
+
+
+def load_femnist(root: str) -> Dataset:
+    """LEAF's training and test images [1, 28, 28], 62 classes; the writers are the natural clients, in rising order.
+
+    `root` is the folder that holds LEAF's `train/` and `test/` with `*.json`, or one that holds it as `femnist/` or
+    `data/`. The test part is that of all writers together. A writer without training images is no client; its test
+    images count.
+
+    Raises:
+        DatasetError: nothing of this kind is there, or a file is malformed; it names file and writer.
+    """
+    folder = _find(Path(root).expanduser())
+    files = {part: sorted((folder / part).glob("*.json")) for part in ("train", "test")}
+    arrays = cached("femnist-1", files["train"] + files["test"], lambda: _read(files))
+    names = bytes(arrays["writers"].numpy()).decode().split("\n")
+    writer = arrays["train_writer"]
+    return Dataset(
+        Split(arrays["train_images"], arrays["train_labels"]),
+        Split(arrays["test_images"], arrays["test_labels"]),
+        CLASSES,
+        # LEAF's paper is 1 and its ink 0. Turned round, so that the top-K activations of the first layer are the ink.
+        mean=(1.0,),
+        std=(-1.0,),
+        clients={name: torch.nonzero(writer == i).flatten() for i, name in enumerate(names)},
+    )
+
+
+def _find(source: Path) -> Path:
+    for name in FOLDERS:
+        if any((source / name / "train").glob("*.json")):
+            if not any((source / name / "test").glob("*.json")):
+                raise DatasetError(f"femnist: {source / name} has train/ but no test/ with *.json beside it")
+            return source / name
+    raise DatasetError(
+        f"femnist: found no train/*.json in {source.absolute()} or its folders "
+        f"{', '.join(name for name in FOLDERS if name)}. Make them with LEAF, https://github.com/TalwalkarLab/leaf "
+        "(data/femnist: ./preprocess.sh -s niid --sf 1.0 -k 0 -t sample), and give the folder with --root"
+    )
+
+
+def _read(files: dict[str, list[Path]]) -> dict[str, torch.Tensor]:
+    parts = {part: _merged(paths) for part, paths in files.items()}
+    writers = sorted(parts["train"])
+    arrays: dict[str, torch.Tensor] = {"writers": torch.frombuffer(bytearray("\n".join(writers).encode()), dtype=torch.uint8)}
+    for part, by_writer in parts.items():
+        rows = [by_writer[name] for name in sorted(by_writer)]
+        images = np.concatenate([images for images, _ in rows])
+        arrays[f"{part}_images"] = torch.from_numpy(images).view(-1, 1, 28, 28)
+        arrays[f"{part}_labels"] = torch.from_numpy(np.concatenate([labels for _, labels in rows]))
+    counts = [len(parts["train"][name][1]) for name in writers]
+    arrays["train_writer"] = torch.from_numpy(np.repeat(np.arange(len(writers)), counts))
+    return arrays
+
+
+def _merged(paths: list[Path]) -> Writers:
+    writers: Writers = {}
+    for path in paths:
+        for name, images, labels in _writers(path):
+            if name in writers:
+                raise DatasetError(f"femnist: writer {name} is in {path} and in another file of {path.parent}")
+            if len(labels):
+                writers[name] = images, labels
+    if not writers:
+        raise DatasetError(f"femnist: the files of {paths[0].parent} hold no images")
+    return writers
+
+
+def _writers(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The writers of one of LEAF's files, checked."""
+    try:
+        document: Any = json.loads(path.read_bytes())
+        users, data = document["users"], document["user_data"]
+        pairs = [(str(user), data[user]["x"], data[user]["y"]) for user in users]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"femnist: {path} is not LEAF's json, or is truncated: {error!r}") from error
+    for user, x, y in pairs:
+        where = f"femnist: {path}, writer {user}"
+        try:
+            pixels, labels = np.asarray(x, np.float64).reshape(-1, PIXELS), np.asarray(y)
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{where}: expected images of {PIXELS} numbers: {error}") from error
+        if len(pixels) != len(labels) or labels.ndim != 1:
+            raise DatasetError(f"{where}: {len(pixels)} images and labels of shape {labels.shape}, expected as many")
+        if not np.all((pixels >= 0) & (pixels <= 1)):
+            raise DatasetError(f"{where}: expected pixels from 0 (ink) to 1 (paper)")
+        if len(labels) and not (labels.dtype.kind == "i" and 0 <= labels.min() <= labels.max() < len(CLASSES)):
+            raise DatasetError(f"{where}: expected whole labels from 0 to {len(CLASSES) - 1}, found {labels[:10]}")
+        yield user, np.rint(pixels * 255).astype(np.uint8), labels.astype(np.int64)
