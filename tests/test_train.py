@@ -55,7 +55,9 @@ def test_training_learns(cifar_root: Path) -> None:
 
 def test_an_experiment_that_does_not_fit_its_data_is_refused(cifar_root: Path) -> None:
     experiment, dataset = tiny(cifar_root, clients=201, clients_per_round=1)
-    with pytest.raises(ExperimentError, match="cifar10: clients = 201: expected 1 to 200, the number of training samples"):
+    with pytest.raises(
+        ExperimentError, match="cifar10: clients = 201: expected 1 to 200, the number of training samples"
+    ):
         check_fits(experiment, dataset)
     experiment, dataset = tiny(cifar_root, model="leaf_cnn")
     with pytest.raises(ExperimentError, match=r"'leaf_cnn' does not take images of \(3, 32, 32\), which cifar10 has"):

@@ -57,6 +57,8 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
         raise ExperimentError(f"{path}: metric = {metric!r}: expected one of {', '.join(METRICS)}")
     if seeds is not None and not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
         raise ExperimentError(f"{path}: seeds = {seeds!r}: expected a list of whole numbers, for example [1, 2, 3]")
+    if seeds is not None and len(set(seeds)) < len(seeds):
+        raise ExperimentError(f"{path}: seeds = {seeds!r}: each seed may stand once")
     if not all(isinstance(run, dict) for run in runs):
         raise ExperimentError(f"{path}: expected tables [[run]], found run = {runs}")
     if not runs:

@@ -53,8 +53,8 @@ def checksum(dataset: Dataset) -> str:
     digest = hashlib.sha256()
     for tensor in (dataset.train.images, dataset.train.labels, dataset.test.images, dataset.test.labels):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
+        digest.update(tensor.contiguous().numpy().tobytes())
     for name, indices in dataset.clients.items():
         digest.update(f"{name} {len(indices)}\n".encode())
-        digest.update(memoryview(indices.numpy()).cast("B"))
+        digest.update(indices.numpy().tobytes())
     return digest.hexdigest()

@@ -1,5 +1,6 @@
-"""What takes long to read is read once: tensors stay on the disk for as long as the files they came from are the same."""
+"""What takes long to read is read once: its tensors stay on the disk until the files they came from change."""
 
+import contextlib
 import hashlib
 import os
 import warnings
@@ -36,6 +37,7 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
         safetensors.torch.save_file(tensors, temporary)
         os.replace(temporary, file)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         warnings.warn(f"{file.parent} cannot be written, the next start reads the data anew: {error}", stacklevel=2)
     return tensors

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerofl.data.disk_cache import cached
 from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.disk_cache import cached
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 FOLDERS = ("", "femnist", "data")
@@ -61,7 +61,9 @@ def _find(source: Path) -> Path:
 def _read(files: dict[str, list[Path]]) -> dict[str, torch.Tensor]:
     parts = {part: _merged(paths) for part, paths in files.items()}
     writers = sorted(parts["train"])
-    arrays: dict[str, torch.Tensor] = {"writers": torch.frombuffer(bytearray("\n".join(writers).encode()), dtype=torch.uint8)}
+    arrays: dict[str, torch.Tensor] = {
+        "writers": torch.frombuffer(bytearray("\n".join(writers).encode()), dtype=torch.uint8)
+    }
     for part, by_writer in parts.items():
         rows = [by_writer[name] for name in sorted(by_writer)]
         images = np.concatenate([images for images, _ in rows])

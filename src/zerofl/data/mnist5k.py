@@ -30,6 +30,4 @@ def load_mnist5k(root: str = "") -> Dataset:
     train = torch.cat([indices[TEST_IMAGES_PER_CLASS:] for indices in of_class])
     # Pixels stay on [0, 1], as LEAF's CNN gets them: with zero mean and unit deviation its first rounds diverge.
     classes = tuple(str(digit) for digit in range(10))
-    return Dataset(
-        everything.take(train), everything.take(test), classes, mean=(0.0,), std=(1.0,), clients={}
-    )
+    return Dataset(everything.take(train), everything.take(test), classes, mean=(0.0,), std=(1.0,), clients={})

@@ -1,4 +1,4 @@
-"""Which samples belong to which client (§4.1): latent Dirichlet allocation with equal sizes, or as the data set says."""
+"""Which samples belong to which client (§4.1): latent Dirichlet allocation, or as the data set says."""
 
 from collections.abc import Callable
 

@@ -4,9 +4,10 @@ Silence is cut out of the background noises, one piece for every ten clips, at a
 folder `_silence_` of the official test set is not read. Shorter clips are padded with zeros at their end.
 """
 
+import functools
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def official_part(file_name: str) -> str:
     return "validation" if percentage < 10 else "testing" if percentage < 20 else "training"
 
 
-def _load(root: str, part_of: Any) -> Dataset:
+def _load(root: str, part_of: Callable[[Clip], str]) -> Dataset:
     folder = _find(Path(root).expanduser())
     noises = sorted((folder / NOISES).glob("*.wav"))
     words = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
@@ -75,9 +76,9 @@ def _load(root: str, part_of: Any) -> Dataset:
         for word in words
         for path in sorted(word.glob("*.wav"))
     ]
-    # By speaker, so that a natural client's samples lie together.
-    parts = {name: sorted(c for c in clips if part_of(c) == name) for name in ("training", "testing")}
+    parts = {name: [clip for clip in clips if part_of(clip) == name] for name in ("training", "testing")}
     for name, members in parts.items():
+        # By speaker, so that a natural client's samples lie together.
         members.sort(key=lambda clip: (clip.speaker, clip.path.parent.name, clip.path.name))
         if not members:
             raise DatasetError(
@@ -87,9 +88,8 @@ def _load(root: str, part_of: Any) -> Dataset:
     purpose = f"speech-1-{COEFFICIENTS}-{N_FFT}-{HOP}-{MELS}"
     splits, owners = {}, {}
     for name, members in parts.items():
-        arrays = cached(
-            f"{purpose}-{name}", [c.path for c in members] + noises, lambda name=name, m=members: _features(name, m, noises)  # type: ignore[misc]
-        )
+        files = [clip.path for clip in members] + noises
+        arrays = cached(f"{purpose}-{name}", files, functools.partial(_features, name, members, noises))
         splits[name], owners[name] = Split(arrays["features"], arrays["labels"]), arrays["owners"]
     mean = splits["training"].images.mean((0, 1, 3)).view(-1, 1)
     std = splits["training"].images.std((0, 1, 3)).view(-1, 1)
@@ -103,10 +103,12 @@ def _load(root: str, part_of: Any) -> Dataset:
 def _features(part: str, clips: list[Clip], noises: list[Path]) -> dict[str, torch.Tensor]:
     """The MFCC [n, 1, 32, 32] of clips and their silences, labels [n], and each one's speaker as a number [n]."""
     generator = rng(0, 0, 0, f"silence {part}")
-    noise = [_read(path) for path in noises]
+    noise = [_noise(path) for path in noises]
     speakers = {speaker: i for i, speaker in enumerate(sorted({clip.speaker for clip in clips}))}
-    sounds, labels, owners = [], [], []
+    sounds: list[np.ndarray] = []
     features: list[np.ndarray] = []
+    labels: list[int] = []
+    owners: list[int] = []
 
     def samples() -> Iterator[tuple[np.ndarray, int, int]]:
         for number, clip in enumerate(clips, start=1):
@@ -156,6 +158,15 @@ def _one_second(path: Path) -> np.ndarray:
     return np.pad(sound, (0, RATE - len(sound)))
 
 
+def _noise(path: Path) -> np.ndarray:
+    sound = _read(path)
+    if len(sound) < RATE:
+        raise DatasetError(
+            f"speech_commands: {path} has {len(sound)} samples, expected {RATE} or more to cut silence from"
+        )
+    return sound
+
+
 def _read(path: Path) -> np.ndarray:
     """A mono sound file at 16 kHz -> float32 [samples]."""
     try:
@@ -180,8 +191,11 @@ def _find(source: Path) -> Path:
     raise DatasetError(
         f"speech_commands: found no {NOISES}/*.wav in {source.absolute()} or its folders "
         f"{', '.join(name for name in FOLDERS if name)}. "
-        + (archive or "Get speech_commands_v0.01.tar.gz from http://download.tensorflow.org/data/, unpack it, and give "
-           "the folder with --root")
+        + (
+            archive
+            or "Get speech_commands_v0.01.tar.gz from http://download.tensorflow.org/data/, unpack it, and give "
+            "the folder with --root"
+        )
     )
 
 

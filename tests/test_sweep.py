@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from zerofl.experiment import ExperimentError
+from zerofl.sweep import Sweep, find_sweep, read_sweep
+
+FILE = """
+seeds = [1, 2]
+metric = "best_test_accuracy"
+run = [
+  { name = "a", paper = { accuracy = 74, deviation = 0.74, size = 43.7, savings = 1.0 } },
+  { name = "b", uplink = "full" },
+]
+[base]
+rounds = 7
+"""
+
+
+def read(tmp_path: Path, text: str, **settings: object) -> Sweep:
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    return read_sweep(path, settings)
+
+
+def test_a_row_is_run_with_every_seed(tmp_path: Path) -> None:
+    sweep = read(tmp_path, FILE)
+    assert [row.name for row in sweep.rows] == ["a", "b"]
+    assert [(e.name, e.seed, e.rounds) for e in sweep.rows[0].experiments] == [("a-seed1", 1, 7), ("a-seed2", 2, 7)]
+    assert sweep.rows[0].paper == {"accuracy": 74.0, "deviation": 0.74, "size": 43.7, "savings": 1.0}
+    assert sweep.rows[1].paper == {}
+    assert sweep.metric == "best_test_accuracy"
+    assert list(sweep.experiments()) == ["a-seed1", "a-seed2", "b-seed1", "b-seed2"]
+
+
+def test_a_seed_from_the_command_line_replaces_the_files(tmp_path: Path) -> None:
+    assert list(read(tmp_path, FILE, seed=5).experiments()) == ["a-seed5", "b-seed5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seeds = 1", r"seeds = 1: expected a list of whole numbers"),
+        ("seeds = []", r"seeds = \[\]: expected a list of whole numbers"),
+        ("seeds = [true]", r"seeds = \[True\]: expected a list of whole numbers"),
+        ("seeds = [1, 1]", r"seeds = \[1, 1\]: each seed may stand once"),
+        ('metric = "loss"', r"metric = 'loss': expected one of test_accuracy, best_test_accuracy"),
+        ("paper = 1", r"\[base\], \[\[run\]\], seeds and metric only, found paper"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        read(tmp_path, f'{line}\n[[run]]\nname = "a"')
+
+
+@pytest.mark.parametrize("paper", ["1", '{ accuracy = "high" }', "{ accurate = 1 }"])
+def test_bad_figures_of_the_paper_are_named(tmp_path: Path, paper: str) -> None:
+    with pytest.raises(ExperimentError, match=r"\[\[run\]\] a: paper = .* expected numbers for accuracy, deviation"):
+        read(tmp_path, f'[[run]]\nname = "a"\npaper = {paper}')
+
+
+def test_table_1_has_every_row_of_the_paper() -> None:
+    """Two sparsities, IID and not, the full model and three strategies with three mask ratios, three seeds."""
+    for preset in ("table1-cifar10", "table1-speech", "table3-speech"):
+        sweep = read_sweep(find_sweep(preset))
+        assert len(sweep.rows) == 2 * 2 * (1 + 3 * 3)
+        assert all(row.paper.keys() == {"accuracy", "deviation", "size", "savings"} for row in sweep.rows)
+        assert len(sweep.experiments()) == 3 * len(sweep.rows)
+        keys = {(e.sparsity, e.alpha, e.uplink, e.mask_ratio) for e in sweep.experiments().values()}
+        assert len(keys) == len(sweep.rows)
+    assert len(read_sweep(find_sweep("table2-fedadam")).rows) == 2 * 10
+    assert len(read_sweep(find_sweep("table1-femnist")).rows) == 10
