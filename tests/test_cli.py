@@ -95,7 +95,10 @@ def test_a_failed_run_lets_the_others_go_on(file: str, tmp_path: Path, capsys: p
     [
         (["--only", "nope"], "--only nope: no such run; the runs are full, sparse"),
         (["--set", "sparsty=0.9"], "unknown key 'sparsty'; did you mean sparsity?"),
-        (["--set", "clients=1000000000"], "cifar10: clients = 1000000000: expected 1 to 200, the number of training samples"),
+        (
+            ["--set", "clients=1000000000"],
+            "cifar10: clients = 1000000000: expected 1 to 200, the number of training samples",
+        ),
         (["--set", "model=leaf_cnn"], "model = 'leaf_cnn' does not take images of (3, 32, 32), which cifar10 has"),
         (["--engine", "ray", "--set", "threads=4096"], "threads = 4096: each client on Ray takes as many cores"),
         (["--set", "sparsity=2"], "sparsity = 2.0: expected a fraction in [0, 1)"),

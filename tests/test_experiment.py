@@ -81,7 +81,10 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dataset": "svhn"}, "dataset = 'svhn': expected one of cifar10, mnist5k"),
+        (
+            {"dataset": "svhn"},
+            "dataset = 'svhn': expected one of cifar10, femnist, mnist5k",
+        ),
         ({"model": "vgg"}, "model = 'vgg': expected one of leaf_cnn, resnet18"),
         ({"uplink": "topk"}, "uplink = 'topk': expected one of diff_on_top_k_weights, full, top_k_weights, top_k_"),
         ({"server_optimizer": "sgd"}, "server_optimizer = 'sgd': expected one of fedadam, fedavg"),

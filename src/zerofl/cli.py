@@ -20,6 +20,7 @@ from zerofl.experiment import ExperimentError, parse_setting
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
     ROUNDS,
+    SWEEP,
     ResultsError,
     check_run,
     is_finished,
@@ -185,6 +186,8 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         errors.print(f"zerofl: {error}", markup=False, highlight=False)
         return 2
     signal.signal(signal.SIGTERM, _interrupt)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / SWEEP, file.read_bytes())  # for the report: the rows, and the paper's figures
     failed = []
     for experiment in chosen:
         directory = out / experiment.name

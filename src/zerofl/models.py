@@ -118,7 +118,7 @@ INITIALIZATIONS: dict[str, Callable[[nn.Module, float, torch.Generator], None] |
 DEFAULT_INITIALIZATION = {"resnet18": "pytorch", "leaf_cnn": "sparse_he"}
 
 
-def build_model(model: str, classes: int, in_channels: int, width: int) -> nn.Module:
+def build_model(model: str, classes: int, in_channels: int, width: int) -> ResNet18 | LeafCNN:
     """The dense model `resnet18` or `leaf_cnn`; `width` is ResNet-18's number of stem channels."""
     if model == "resnet18":
         return ResNet18(classes, in_channels, width)

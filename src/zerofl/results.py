@@ -41,6 +41,10 @@ EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
 )
 
 
+SWEEP = "sweep.toml"
+"""In the folder above the runs: the file they are of."""
+
+
 class ResultsError(Exception):
     """A run's folder that cannot be started, resumed or read; the message says what to do."""
 
@@ -139,10 +143,10 @@ def save_round(
     save_checkpoint(directory / CHECKPOINT, checkpoint)
 
 
-def finish_run(directory: Path, state: State, full_model_bytes: int, data_sha256: str) -> dict[str, Any]:
-    """Write the final model and the summary, which marks the run as finished; returns the summary."""
+def finish_run(directory: Path, state: State, full_model_bytes: int, more: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the final model and the summary with `more` in it, which marks the run as finished; returns the summary."""
     write_atomically(directory / MODEL, safetensors.torch.save(state))
-    summary = summarize(directory, full_model_bytes) | {"data_sha256": data_sha256}
+    summary = summarize(directory, full_model_bytes) | dict(more)
     write_atomically(directory / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return summary

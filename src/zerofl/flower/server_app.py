@@ -18,6 +18,7 @@ from zerofl.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_
 from zerofl.data import Dataset, client_indices, dataset_checksum, load_dataset
 from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment
+from zerofl.flops import training_flops
 from zerofl.flower.messages import instructions, read_metrics, read_payload
 from zerofl.layers import sparse_layers
 from zerofl.overlap import MaskCounts
@@ -131,7 +132,8 @@ def serve(
             save_snapshot(directory, round, {name: state[f"{name}.weight"] for name in sparse})
         save_round(directory, record, client_records, Checkpoint(round, state, optimizer_state, data_sha256))
         on_round(record)
-    finish_run(directory, state, schema.dense_bytes, data_sha256)
+    flops = training_flops(experiment, dataset)
+    finish_run(directory, state, schema.dense_bytes, {"data_sha256": data_sha256, "flops_a_sample": flops._asdict()})
 
 
 def _server_optimizer(experiment: Experiment, parameters: list[str]) -> ServerOptimizer:
