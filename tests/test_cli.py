@@ -116,3 +116,17 @@ def test_what_cannot_be_started_says_why_and_leaves_nothing(
 def test_importing_zerofl_does_not_import_flower() -> None:
     code = "import sys, zerofl; sys.exit(any(name.split('.')[0] in ('flwr', 'ray') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_tensorboard_gets_every_round(file: str, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = ["run", file, "--only", "sparse", "--out", str(tmp_path / "out"), "--tensorboard"]
+    assert main(arguments) == 0
+    folder = tmp_path / "out" / "sparse"
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    for key in ("uplink_bytes", "train_loss", "test_accuracy"):
+        recorded = [(record["round"], record[key]) for record in read_lines(folder / "rounds.jsonl")]
+        assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(key)] == recorded
+    assert any(tag.startswith("nonzero_ratio/layer1") for tag in events.Tags()["scalars"])

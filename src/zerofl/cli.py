@@ -1,13 +1,16 @@
-"""The command line: `zerofl run` and `zerofl bench`."""
+"""The command line: `zerofl run`, `zerofl report` and `zerofl bench`."""
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -31,6 +34,7 @@ from zerofl.results import (
     write_atomically,
 )
 from zerofl.sweep import find_sweep, read_sweep
+from zerofl.tensorboard import RoundEvents
 from zerofl.train import check_fits
 
 INTERRUPTED = 130  # the shell's exit status for Ctrl-C
@@ -76,7 +80,18 @@ def _parser() -> argparse.ArgumentParser:
         default="in-process",
         help="what carries the messages (default: %(default)s)",
     )
+    run.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events into each run's folder")
     run.set_defaults(command=_run)
+    report = commands.add_parser(
+        "report",
+        help="runs and sweeps as one page, beside the paper's figures",
+        description="Make one page, and its tables as Markdown and CSV, of runs' folders or folders of runs.",
+    )
+    report.add_argument("directories", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="for example runs/demo")
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: %(default)s)"
+    )
+    report.set_defaults(command=_report)
     bench = commands.add_parser("bench", help="measure").add_subparsers(title="benchmarks", required=True)
     uplink = bench.add_parser(
         "uplink",
@@ -156,8 +171,21 @@ def _bench_uplink(options: argparse.Namespace, console: Console, errors: Console
     return 0
 
 
+def _report(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ResultsError("the report's figures need matplotlib: pip install 'zerofl[report]'")
+    from zerofl.report.collect import collect
+    from zerofl.report.page import write_report
+
+    for path in write_report([collect(directory) for directory in options.directories], options.out):
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
 def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     settings = dict(parse_setting(setting) for setting in options.settings)
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ResultsError("--tensorboard needs TensorBoard: pip install 'zerofl[tensorboard]'")
     if options.root is not None:
         settings["root"] = options.root
     file = find_sweep(options.experiments)
@@ -198,10 +226,14 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
                     console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
                     continue
                 checkpoint = open_run(directory, experiment)
-                with RunProgress(
-                    console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)
-                ) as progress:
-                    app = server_app(experiment, directory, checkpoint, progress)
+                earlier = read_lines(directory / ROUNDS)
+                with contextlib.ExitStack() as shown:
+                    watchers: list[Callable[[dict[str, Any]], None]] = [
+                        shown.enter_context(RunProgress(console, experiment.name, experiment.rounds, earlier))
+                    ]
+                    if options.tensorboard:
+                        watchers.append(shown.enter_context(RoundEvents(directory, len(earlier) + 1)))
+                    app = server_app(experiment, directory, checkpoint, _each(watchers))
                     ENGINES[options.engine](app, client_app, experiment.clients, experiment.threads)
         except KeyboardInterrupt:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
@@ -225,6 +257,14 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     return 1 if failed else 0
 
 
+def _each(watchers: Sequence[Callable[[dict[str, Any]], None]]) -> Callable[[dict[str, Any]], None]:
+    def watch(record: dict[str, Any]) -> None:
+        for watcher in watchers:
+            watcher(record)
+
+    return watch
+
+
 def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
@@ -235,6 +275,7 @@ def _resume_command(options: argparse.Namespace) -> str:
         words += [word for value in values for word in (option, value)]
     words += ["--root", options.root] if options.root is not None else []
     words += ["--out", str(options.out)] if options.out else []
+    words += ["--tensorboard"] if options.tensorboard else []
     words += ["--engine", options.engine] if options.engine != "in-process" else []
     return shlex.join([*words, "--resume"])
 

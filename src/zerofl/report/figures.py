@@ -1,0 +1,235 @@
+"""A report's figures, as SVG: accuracy and loss, and the paper's Figures 1 to 6 where the runs have what they need.
+
+Lines differ by colour, dashes and marker, so that they can be told apart in grey too.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from itertools import cycle, pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from zerofl.report.collect import Collection, ReportRow, Run
+from zerofl.report.tables import STRATEGIES, Table, setting, strategy
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
+MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*")
+MARKERS_A_LINE = 8
+HEAT_MAP_WEIGHTS = 400  # rows of a heat map: so many weights of a layer, at even steps
+HEAT_MAP_LAYERS = slice(4, 10)  # Figure 3 shows layers 4 to 9
+STYLE: Any = {"svg.hashsalt": "zerofl", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.bbox": "tight"}
+
+
+class Figure(NamedTuple):
+    """A heading, what is to be seen, and the picture as SVG."""
+
+    heading: str
+    caption: str
+    svg: bytes
+
+
+def figures(collection: Collection) -> list[Figure]:
+    """All figures that can be made of these runs."""
+    makers: Sequence[Callable[[Collection], Figure | None]] = (accuracy, loss, by_mask_ratio, nonzero_ratios, overlaps)
+    found = [figure for make in makers if (figure := make(collection))]
+    return found + [figure for row in collection.rows if (figure := heat_maps(row))]
+
+
+def accuracy(collection: Collection) -> Figure | None:
+    """Accuracy over the rounds; with centralised rows it is Figure 1, and shows validation accuracy as that does."""
+    central = any(setting(row.experiment) == "centralised" for row in collection.rows)
+    validated = all(run.curve("validation_accuracy")[0] for row in collection.rows for run in row.runs)
+    key = "validation_accuracy" if central and validated else "test_accuracy"
+    heading = "Figure 1: centralised and federated SWAT" if central else "Accuracy"
+    return _over_rounds(collection, key, heading, f"{key.replace('_', ' ').capitalize()} (%)", 100.0)
+
+
+def loss(collection: Collection) -> Figure | None:
+    """Training loss over the rounds, the mean of the round's clients."""
+    return _over_rounds(collection, "train_loss", "Loss", "Training loss of the round's clients", 1.0)
+
+
+def by_mask_ratio(collection: Collection) -> Figure | None:
+    """Figure 4: accuracy against the mask ratio, for a strategy with four of them or more."""
+    points: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    for row in collection.rows:
+        e, measured = row.experiment, row.measured(collection.metric)
+        if measured and strategy(e) not in ("dense", "full"):
+            points.setdefault((strategy(e), e.sparsity), []).append((e.mask_ratio, measured.mean * 100))
+    points = {key: sorted(values) for key, values in points.items() if len(values) >= 4}
+    if not points:
+        return None
+    with rc_context(STYLE):
+        canvas = Canvas(figsize=(5, 3.4))
+        axes = canvas.subplots()
+        for ((name, sparsity), values), look in zip(points.items(), _looks(1), strict=False):
+            axes.plot(*zip(*values, strict=True), label=f"{STRATEGIES[name]}, {sparsity:.0%}", **look)
+        axes.set(xlabel="Mask ratio", ylabel="Test accuracy (%)")
+        axes.legend()
+        return Figure("Figure 4: accuracy against the mask ratio", "", _svg(canvas))
+
+
+def nonzero_ratios(collection: Collection) -> Figure | None:
+    """Figure 2: the non-zero ratio of each sparse layer after the aggregation, where only top-K weights are sent."""
+    rows = [row for row in collection.rows if strategy(row.experiment) == "top_k_weights"]
+    if not rows:
+        return None
+    with rc_context(STYLE):
+        canvas, panels = _panels(len(rows))
+        for axes, row in zip(panels, rows, strict=True):
+            records = row.runs[0].rounds
+            layers = list(records[0]["nonzero_ratio"])
+            e = row.experiment
+            for number, layer in enumerate(layers):
+                shade = 0.85 * number / max(1, len(layers) - 1)
+                values = [record["nonzero_ratio"][layer] for record in records]
+                rounds = [record["round"] for record in records]
+                axes.plot(rounds, values, color=colormaps["viridis"](shade), ls=DASHES[number % 4], lw=1, label=layer)
+            axes.axhline(1 - e.sparsity + e.mask_ratio, color="black", lw=0.8)
+            axes.set(title=f"{row.name}: clients send {1 - e.sparsity + e.mask_ratio:.0%}", xlabel="Round")
+        panels[0].set_ylabel("Non-zero ratio")
+        canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
+        caption = (
+            "The fraction of a layer that is not zero in the aggregated model. The black line is what one client "
+            "sends, which it would be if all clients sent the same positions."
+        )
+        return Figure("Figure 2: non-zero ratio after the aggregation", caption, _svg(canvas))
+
+
+def overlaps(collection: Collection) -> Figure | None:
+    """How far the positions that two clients send are the same, the mean over the layers."""
+    rows = [row for row in collection.rows if any(record.get("mask_overlap") for record in row.runs[0].rounds)]
+    if not rows:
+        return None
+    with rc_context(STYLE):
+        canvas = Canvas(figsize=(6.4, 3.6), layout="constrained")
+        axes = canvas.subplots()
+        for row, look in zip(rows, cycle(_looks(len(rows[0].runs[0].rounds))), strict=False):
+            records = [record for record in row.runs[0].rounds if record.get("mask_overlap")]
+            values = [float(np.mean(list(record["mask_overlap"].values()))) for record in records]
+            axes.plot([record["round"] for record in records], values, label=row.name, **look)
+        axes.set(xlabel="Round", ylabel="Shared by two clients", ylim=(0, 1))
+        canvas.legend(loc="outside right upper", fontsize=7)
+        caption = "Of the positions that one client sends, the part that another sends too; the mean over the layers."
+        return Figure("Overlap of the clients' masks", caption, _svg(canvas))
+
+
+def heat_maps(row: ReportRow) -> Figure | None:
+    """Figures 3, 5 and 6: a layer's aggregated weights, flattened, at the rounds that were kept."""
+    snapshots = row.runs[0].snapshots()
+    if len(snapshots) < 2:
+        return None
+    rounds = list(snapshots)
+    layers = list(snapshots[rounds[0]])
+    chosen = layers[HEAT_MAP_LAYERS] if len(layers) >= HEAT_MAP_LAYERS.stop else layers
+    with rc_context(STYLE | {"axes.grid": False}):
+        canvas = Canvas(figsize=(10, 3.6), layout="constrained")
+        panels = np.atleast_1d(canvas.subplots(1, len(chosen), sharex=True))
+        for axes, layer in zip(panels, chosen, strict=True):
+            size = snapshots[rounds[0]][layer].numel()
+            at = torch.linspace(0, size - 1, min(HEAT_MAP_WEIGHTS, size)).long()
+            picture = torch.stack([snapshots[round][layer].flatten()[at].abs() for round in rounds], dim=1).numpy()
+            largest = float(np.quantile(picture[picture > 0], 0.95)) if picture.any() else 1.0
+            axes.imshow(picture, aspect="auto", cmap="gray_r", vmin=0, vmax=largest, interpolation="nearest")
+            axes.set_title(layer, fontsize=8)
+            axes.set_yticks([])
+            axes.set_xticks(range(len(rounds)), [str(round) for round in rounds], rotation=90, fontsize=6)
+        panels[0].set_ylabel(f"{len(at)} weights of each layer")
+        canvas.supxlabel("Round", fontsize=9)
+        caption = "Each line of pixels is one weight: white is zero, dark is large. A weight that stays is a dark line."
+        return Figure(f"Figures 3, 5 and 6: where the weights are, {row.name}", caption, _svg(canvas))
+
+
+def persistence_table(collection: Collection) -> Table | None:
+    """Of a layer's non-zero positions at a kept round, the part that is non-zero at the next, and by chance."""
+    rows = []
+    for row in collection.rows:
+        snapshots = row.runs[0].snapshots()
+        if len(snapshots) < 2 or strategy(row.experiment) != "top_k_weights":
+            continue
+        states = list(snapshots.values())
+        for layer in states[0]:
+            masks = [state[layer] != 0 for state in states]
+            kept = [float((a & b).sum() / a.sum()) for a, b in pairwise(masks) if a.any()]
+            whole = float((masks[0] & masks[-1]).sum() / masks[0].sum()) if masks[0].any() else 0.0
+            chance = float(masks[-1].float().mean())
+            rows.append([row.name, layer, f"{np.mean(kept):.1%}", f"{whole:.1%}", f"{chance:.1%}"])
+    if not rows:
+        return None
+    every = collection.rows[0].experiment.snapshot_every
+    columns = ["Row", "Layer", f"Stay for {every} rounds", "Stay from first to last", "By chance"]
+    note = "Of the non-zero positions at a kept round, how many are non-zero at the next one, and at the last one."
+    return Table("Do the non-zero positions stay?", columns, rows, note)
+
+
+def _over_rounds(collection: Collection, key: str, heading: str, label: str, factor: float) -> Figure | None:
+    """Curves of a figure, a panel for each data set, sparsity and way of dealing; dense ones in all of them."""
+    rows = [row for row in collection.rows if row.runs[0].curve(key)[0]]
+    if not rows:
+        return None
+    central = [row for row in rows if setting(row.experiment) == "centralised"]
+
+    def panel_of(row: ReportRow) -> tuple[Any, ...]:
+        e = row.experiment
+        return (e.dataset, e.sparsity) if central else (e.dataset, e.sparsity, setting(e))
+
+    own = [row for row in rows if strategy(row.experiment) != "dense"] or rows
+    groups: dict[tuple[Any, ...], list[ReportRow]] = {}
+    for row in own:
+        groups.setdefault(panel_of(row), []).append(row)
+    for row in rows:
+        if row not in own:
+            same = [panel for panel in groups if (panel[0], *panel[2:]) == (panel_of(row)[0], *panel_of(row)[2:])]
+            for panel in same:
+                groups[panel].append(row)
+    with rc_context(STYLE):
+        canvas, panels = _panels(len(groups))
+        for axes, (panel, members) in zip(panels, groups.items(), strict=True):
+            for row, look in zip(members, cycle(_looks(len(members[0].runs[0].rounds))), strict=False):
+                _mean_curve(axes, row.runs, key, factor, row.name, look)
+            axes.set(title=f"{panel[0]}, {panel[1]:.0%} sparse" + (f", {panel[2]}" if len(panel) > 2 else ""))
+            axes.set_xlabel("Round")
+            axes.legend(fontsize=7)
+        panels[0].set_ylabel(label)
+        return Figure(heading, "With several seeds the line is their mean and the band their range.", _svg(canvas))
+
+
+def _mean_curve(axes: Axes, runs: list[Run], key: str, factor: float, label: str, look: dict[str, Any]) -> None:
+    curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
+    rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = np.array([[curve[round] for round in rounds] for curve in curves]) * factor
+    look = look | {"markevery": max(1, len(rounds) // MARKERS_A_LINE)}
+    axes.plot(rounds, values.mean(0), label=label, **look)
+    if len(runs) > 1:
+        axes.fill_between(rounds, values.min(0), values.max(0), color=look["color"], alpha=0.15, lw=0)
+
+
+def _looks(points: int) -> list[dict[str, Any]]:
+    """Colour, dashes and marker of each line; 8 and 7 are coprime, so 56 lines differ."""
+    every = max(1, points // MARKERS_A_LINE)
+    return [
+        {"color": COLOURS[i % 8], "ls": DASHES[i % 7], "marker": MARKERS[i % 8], "ms": 4, "lw": 1.2, "markevery": every}
+        for i in range(56)
+    ]
+
+
+def _panels(count: int) -> tuple[Canvas, list[Axes]]:
+    columns = min(count, 3)
+    lines = -(-count // columns)
+    canvas = Canvas(figsize=(max(5.5, 4 * columns), 3.6 * lines), layout="constrained")
+    grid = canvas.subplots(lines, columns, squeeze=False).flatten()
+    for unused in grid[count:]:
+        unused.set_axis_off()
+    return canvas, list(grid[:count])
+
+
+def _svg(canvas: Canvas) -> bytes:
+    file = io.BytesIO()
+    canvas.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
