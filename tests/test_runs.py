@@ -23,14 +23,14 @@ from safetensors.torch import load_file
 from tests.running import experiment_of, model_bytes, run, without_times
 from zerofl.cli import main
 from zerofl.data import load_dataset
-from zerofl.experiment import SERVER_OPTIMIZERS, Experiment
+from zerofl.experiment import SERVER_OPTIMIZERS, Experiment, ExperimentError
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import ENGINES, run_in_process
 from zerofl.flower.messages import read_payload
 from zerofl.flower.server_app import server_app
 from zerofl.layers import sparse_layers
 from zerofl.results import ResultsError, open_run, read_lines, read_snapshots, read_summary
-from zerofl.train import empty_model, evaluate, initial_model
+from zerofl.train import check_fits, empty_model, evaluate, initial_model
 from zerofl.uplink import UPLINKS
 from zerofl.wire import VALUES, encode_state, schema_of
 
@@ -230,6 +230,22 @@ def test_kept_weights_are_those_of_the_aggregated_model(cifar_root: Path, tmp_pa
     assert len(snapshots[3]) == 16
     for name, weight in snapshots[3].items():
         assert torch.equal(weight, final[f"{name}.weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_a_run_on_a_gpu_follows_the_one_on_the_cpu(uplink: str, cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, uplink=uplink, rounds=1, augment=True)
+    runs = [run(dataclasses.replace(experiment, device=d), tmp_path / d) for d in ("cpu", "cuda")]
+    cpu, cuda = (read_lines(directory / "rounds.jsonl")[0] for directory in runs)
+    assert cuda["train_loss"] == pytest.approx(cpu["train_loss"], rel=0.05)
+    assert cuda["clients"] == cpu["clients"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_a_gpu_that_is_not_there_is_refused(cifar_root: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"device = 'cuda': PyTorch .* finds no CUDA device here"):
+        check_fits(experiment_of(cifar_root, device="cuda"), load_dataset("cifar10", str(cifar_root)))
 
 
 def test_experiment_toml_records_every_value(cifar_root: Path, tmp_path: Path) -> None:

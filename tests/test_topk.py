@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zerofl.topk import active, count_top_k, keep_active, top_k_threshold, top_k_threshold_by_sorting
+from zerofl.topk import active, count_top_k, keep_active, kth_by_digits, top_k_threshold, top_k_threshold_by_sorting
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,27 @@ def test_threshold_equals_its_specification(values: list[float], data: st.DataOb
     x = torch.tensor(values)
     k = data.draw(st.integers(0, len(values)))
     assert top_k_threshold(x, k) == top_k_threshold_by_sorting(x, k)
+
+
+special = st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@given(st.lists(floats | special, min_size=1, max_size=300), st.data())
+def test_selection_by_digits_is_selection_by_sorting(
+    dtype: torch.dtype, values: list[float], data: st.DataObject
+) -> None:
+    magnitudes = torch.tensor(values).to(dtype).abs()
+    kth = data.draw(st.integers(1, len(values)))
+    expected = magnitudes.sort().values[kth - 1]  # NaN is sorted to the end
+    torch.testing.assert_close(kth_by_digits(magnitudes, kth), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_selection_by_digits_of_a_layer() -> None:
+    """So many that the highest digits alone do not settle it, with ties."""
+    magnitudes = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).abs().round(decimals=3)
+    for kth in (1, 1000, 190_000, 200_000):
+        assert kth_by_digits(magnitudes, kth) == magnitudes.sort().values[kth - 1]
 
 
 @given(st.lists(floats, min_size=1, max_size=50, unique_by=abs), st.data())

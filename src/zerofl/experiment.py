@@ -52,7 +52,8 @@ class Experiment:
     every `validate_every` rounds (0: never); after the last round in any case. Every `snapshot_every` rounds (0: never)
     the sparse layers' aggregated weights are kept, for Figure 3.
 
-    Machine: `threads` of PyTorch (0: as many as it chooses, which is then recorded). The results are bitwise
+    Machine: `device`, on which clients train and the server evaluates, cpu or cuda (with masks on dense kernels; cuda:1
+    is the second GPU); `threads` of PyTorch (0: as many as it chooses, which is then recorded). The results are bitwise
     reproducible for a given number of them.
     """
 
@@ -101,6 +102,7 @@ class Experiment:
     validate_every: int = 0
     snapshot_every: int = 0
 
+    device: str = "cpu"
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -123,6 +125,7 @@ class Experiment:
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
         self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
+        self._expect("device", bool(re.fullmatch(r"cpu|cuda(:\d+)?", self.device)), "cpu, cuda, or cuda:1 and so on")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ExperimentError(
                 f"name = {self.name!r}: expected letters, digits, '.', '_' and '-': it names a folder"

@@ -26,9 +26,9 @@ def learning_rate(start: float, end: float, round: int, rounds: int) -> float:
 def train(
     model: nn.Module, split: Split, dataset: Dataset, experiment: Experiment, *, round: int, client: int
 ) -> float:
-    """Train `model` in place on a client's split with SGD, on the model's device; returns the mean loss of a sample.
+    """Train `model` in place on a client's split with SGD, both on one device; returns the mean loss of a sample.
 
-    The order of samples and the augmentation are functions of (seed, round, client).
+    The order of samples and the augmentation are functions of (seed, round, client). No step waits for the device.
     """
     device = next(model.parameters()).device
     order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
@@ -41,13 +41,13 @@ def train(
     total_loss = torch.zeros((), device=device)
     model.train()
     for _ in range(experiment.epochs):
-        order = torch.from_numpy(order_rng.permutation(len(split.labels)))
+        order = torch.from_numpy(order_rng.permutation(len(split.labels))).to(device)
         for batch in torch.split(order, experiment.batch_size):
             images = split.images[batch]
             if experiment.augment:
                 images = crop_and_flip(images, augment_rng)
             optimizer.zero_grad()  # first: the last step's gradients need not be there beside the activations
-            loss = F.cross_entropy(model(dataset.normalized(images.to(device))), split.labels[batch].to(device))
+            loss = F.cross_entropy(model(dataset.normalized(images)), split.labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total_loss += loss.detach() * len(batch)
@@ -56,12 +56,11 @@ def train(
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, dataset: Dataset, batch_size: int = 500) -> tuple[float, float]:
-    """The mean loss and the accuracy, in [0, 1], of `model` on a split, with its top-k weights (§4.3)."""
-    device = next(model.parameters()).device
+    """The mean loss and the accuracy, in [0, 1], of `model` with its top-k weights (§4.3) on a split, on one device."""
     model.eval()
     loss, correct = 0.0, 0
-    for images, labels in zip(*(torch.split(t, batch_size) for t in (split.images, split.labels)), strict=True):
-        logits, target = model(dataset.normalized(images.to(device))), labels.to(device)
+    for images, target in zip(*(torch.split(t, batch_size) for t in (split.images, split.labels)), strict=True):
+        logits = model(dataset.normalized(images))
         loss += F.cross_entropy(logits, target, reduction="sum").item()
         correct += int((logits.argmax(1) == target).sum())
     return loss / len(split.labels), correct / len(split.labels)
@@ -102,6 +101,13 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
             than the model takes.
     """
     e, shape = experiment, tuple(dataset.train.images.shape[1:])
+    if e.device != "cpu" and not torch.cuda.is_available():
+        raise ExperimentError(
+            f"device = {e.device!r}: PyTorch {torch.__version__} finds no CUDA device here; leave it at cpu, or "
+            "install a PyTorch with CUDA and its driver"
+        )
+    if e.device != "cpu" and torch.device(e.device).index not in (None, *range(torch.cuda.device_count())):
+        raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     try:
         parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
     except ValueError as error:

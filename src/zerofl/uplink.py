@@ -11,7 +11,7 @@ from torch import Tensor
 from zerofl.topk import active, count_top_k, keep_active, top_k_threshold
 
 State = dict[str, Tensor]
-"""A model's state_dict on the CPU: float32 parameters and buffers, int64 counters."""
+"""A model's state_dict: float32 parameters and buffers, int64 counters."""
 
 
 class Sparse(NamedTuple):
@@ -91,7 +91,7 @@ def make_update(
 
     Of each tensor named in `sparse` the strategy sends K = ceil((1 - sparsity + mask_ratio) * numel) entries, chosen
     per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Every other tensor is sent
-    whole.
+    whole. The states may be on another device, where the choice is made then; the update is on the CPU.
     """
     strategy = UPLINKS[uplink]
     sparse = set(sparse)
@@ -99,17 +99,17 @@ def make_update(
     for name, after in trained.items():
         before = received[name]
         if uplink == "full" or not after.is_floating_point():
-            tensors[name] = after
+            tensors[name] = after.cpu()
         elif name in sparse:
             k = count_top_k(after.numel(), sparsity, mask_ratio)
             tensors[name] = sparsified(strategy.select(before, after, k))
         else:
-            tensors[name] = after - before if strategy.adds else after
+            tensors[name] = (after - before if strategy.adds else after).cpu()
     return Update(strategy.adds, tensors)
 
 
 def sparsified(x: Tensor) -> Sparse:
     """The entries of float32 `x` that are not +0, to the bit: -0 is kept."""
-    flat = x.detach().contiguous().flatten().numpy()
+    flat = x.detach().cpu().contiguous().flatten().numpy()
     mask = flat.view(np.int32) != 0
     return Sparse(torch.from_numpy(np.packbits(mask)), torch.from_numpy(flat[mask]), x.shape)

@@ -1,5 +1,6 @@
 """Data sets, from local folders only. Nothing here downloads."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import cache, lru_cache
 
@@ -13,7 +14,9 @@ from zerofl.data.partition import PARTITIONS
 from zerofl.data.speech import load_speech_commands, load_speech_commands_by_speaker
 
 __all__ = [
-    "DATASETS", "PARTITIONS", "Dataset", "DatasetError", "Split", "client_indices", "dataset_checksum", "load_dataset",
+    "DATASETS", "PARTITIONS", "Dataset", "DatasetError", "Split", "client_indices",
+    "dataset_checksum", "dataset_on",
+    "load_dataset",
 ]  # fmt: skip
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {
@@ -33,6 +36,13 @@ def load_dataset(name: str, root: str) -> Dataset:
         DatasetError: it is not there, or not what it should be; the message says where it looked and where to get it.
     """
     return DATASETS[name](root)
+
+
+@lru_cache(maxsize=2)
+def dataset_on(name: str, root: str, device: str) -> Dataset:
+    """A data set by name with its samples on a device; once per process, so that batches need not travel."""
+    dataset = load_dataset(name, root)
+    return dataclasses.replace(dataset, train=dataset.train.to(device), test=dataset.test.to(device))
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,6 +23,10 @@ class Split:
         """The samples at `indices`, int64 [n]."""
         return Split(self.images[indices], self.labels[indices])
 
+    def to(self, device: str) -> "Split":
+        """The same samples on a device, without a copy if they are there."""
+        return Split(self.images.to(device), self.labels.to(device))
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -40,9 +45,15 @@ class Dataset:
 
     def normalized(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> float32 of the same shape with zero mean and unit deviation on the training set."""
-        mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        mean, std = (_by_channel(values, images.device) for values in (self.mean, self.std))
         pixels = images.float() / 255 if images.dtype == torch.uint8 else images
         return (pixels - mean) / std
+
+
+@lru_cache(maxsize=16)
+def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Values [C, 1, 1] on a device; once, because a copy to a GPU waits for all that it is computing."""
+    return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def checksum(dataset: Dataset) -> str:

@@ -11,7 +11,7 @@ from flwr.app import Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from zerofl.data import Dataset, client_indices, load_dataset
+from zerofl.data import Dataset, client_indices, dataset_on
 from zerofl.data.partition import validation_split
 from zerofl.experiment import Experiment
 from zerofl.flower.messages import read_instruction, train_reply
@@ -52,7 +52,7 @@ def _train(message: Message, context: Context) -> Message:
     dataset, (training, _) = _client_data(experiment, client)
     model = empty_model(experiment, dataset)
     schema = schema_of(model.state_dict())
-    received = _decode_state(payload, schema)
+    received = _decode_state(payload, schema, experiment.device)
     model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
 
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def _evaluate(message: Message, context: Context) -> Message:
     if not len(validation):
         raise ValueError("it has no validation samples; raise validation_fraction, or set validate_every = 0")
     model = empty_model(experiment, dataset)
-    model.load_state_dict(_decode_state(payload, schema_of(model.state_dict())), assign=True)
+    model.load_state_dict(_decode_state(payload, schema_of(model.state_dict()), experiment.device), assign=True)
     loss, accuracy = evaluate(model, dataset.train.take(validation), dataset)
     metrics = MetricRecord({"num-examples": len(validation), "loss": loss, "accuracy": accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
@@ -101,12 +101,12 @@ def _evaluate(message: Message, context: Context) -> Message:
 def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:
     """The data set, and the client's training and validation indices into its training part."""
     e = experiment
-    dataset = load_dataset(e.dataset, e.root)
+    dataset = dataset_on(e.dataset, e.root, e.device)
     mine = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)[client]
     return dataset, validation_split(mine, e.validation_fraction, e.seed, client)
 
 
 @lru_cache(maxsize=1)
-def _decode_state(payload: bytes, schema: Schema) -> State:
-    """The broadcast model, decoded once for all clients that this process trains in a round; nobody may change it."""
-    return decode_state(payload, schema)
+def _decode_state(payload: bytes, schema: Schema, device: str) -> State:
+    """The broadcast model on a device, once for all clients this process trains in a round; nobody may change it."""
+    return {name: tensor.to(device) for name, tensor in decode_state(payload, schema).items()}

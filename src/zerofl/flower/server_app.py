@@ -15,7 +15,7 @@ from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from zerofl.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
-from zerofl.data import Dataset, client_indices, dataset_checksum, load_dataset
+from zerofl.data import Dataset, client_indices, dataset_checksum, dataset_on, load_dataset
 from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment
 from zerofl.flops import training_flops
@@ -114,7 +114,7 @@ def serve(
         }
         last = round == experiment.rounds
         if last or round % experiment.evaluate_every == 0:
-            record |= _test(model, state, dataset)
+            record |= _test(model, state, dataset_on(experiment.dataset, experiment.root, experiment.device))
         if experiment.validate_every and (last or round % experiment.validate_every == 0):
             validating = [client for client in clients if client in validated]
             accuracy, failures = _validate(grid, payload, nodes, validating, round, experiment, most_examples)
@@ -223,7 +223,8 @@ def _sum_updates(
 
 
 def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
-    model.load_state_dict(state, assign=True)
+    device = dataset.test.images.device
+    model.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, assign=True)
     loss, accuracy = evaluate(model, dataset.test, dataset)
     # JSON has no number for what a diverged model gives.
     return {"test_loss": loss if math.isfinite(loss) else None, "test_accuracy": accuracy}
