@@ -131,7 +131,7 @@ def test_local_training_stands_beside_the_dense_row(sweep: Path) -> None:
     # 1 s for 4,000 samples, where the dense row takes 8 s.
     assert line["s for 1,000 samples"] == "0.25"
     assert line["Dense / this"] == "8.00x"
-    assert (line["GFLOP a sample, dense"], line["GFLOP a sample, sparse"]) == ("3.30", "0.40")
+    assert (line["MFLOP a sample, dense"], line["MFLOP a sample, sparse"]) == ("3300", "400")
     assert line["Realised sparsity"] == "95.00%"
 
 

@@ -120,12 +120,12 @@ def time_table(collection: Collection) -> Table:
                 row.name,
                 f"{mine:.2f}" if mine is not None else "",
                 f"{dense / mine:.2f}x" if dense and mine else "",
-                f"{flops['dense'] / 1e9:.2f}" if flops else "",
-                f"{flops['sparse'] / 1e9:.2f}" if flops else "",
+                f"{flops['dense'] / 1e6:.0f}" if flops else "",
+                f"{flops['sparse'] / 1e6:.0f}" if flops else "",
                 f"{sum(realised) / len(realised):.2%}" if realised else "",
             ]
         )
-    columns = ["Row", "s for 1,000 samples", "Dense / this", "GFLOP a sample, dense", "GFLOP a sample, sparse",
+    columns = ["Row", "s for 1,000 samples", "Dense / this", "MFLOP a sample, dense", "MFLOP a sample, sparse",
                "Realised sparsity"]  # fmt: skip
     return Table(
         "Local training",
