@@ -74,7 +74,7 @@ class RunProgress:
 
 def summary_table(summaries: Iterable[dict[str, Any]]) -> Table:
     """Final accuracy, uplink and savings of finished runs."""
-    table = Table("run", "rounds", "test accuracy", "uplink MB", "savings", "training s")
+    table = Table("run", "rounds", "test accuracy", "uplink MB", "savings", "training s", "s a round")
     table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.justify = "right"
@@ -86,5 +86,6 @@ def summary_table(summaries: Iterable[dict[str, Any]]) -> Table:
             f"{summary['uplink_bytes'] / MB:.1f}",
             f"{summary['savings']:.1f}x",
             f"{summary['train_seconds']:.1f}",
+            f"{summary['seconds'] / summary['rounds']:.2f}",
         )
     return table

@@ -23,7 +23,7 @@ class Instruction(NamedTuple):
 
 def instructions(payload: bytes, experiment: Experiment, round: int, clients: list[int]) -> list[RecordDict]:
     """What the server sends each of the clients to train or to evaluate. They share the model's bytes."""
-    model, settings = _payload_record(payload), ConfigRecord(dataclasses.asdict(experiment))
+    model, settings = payload_record(payload), ConfigRecord(dataclasses.asdict(experiment))
     return [
         RecordDict({"model": model, "experiment": settings, "round": ConfigRecord({"round": round, "client": client})})
         for client in clients
@@ -42,7 +42,7 @@ def read_instruction(message: Message) -> Instruction:
 
 def train_reply(payload: bytes, metrics: dict[str, int | float]) -> RecordDict:
     """What a client answers after training: its update and its figures."""
-    return RecordDict({"update": _payload_record(payload), "metrics": MetricRecord(dict(metrics))})
+    return RecordDict({"update": payload_record(payload), "metrics": MetricRecord(dict(metrics))})
 
 
 def read_payload(message: Message) -> bytes:
@@ -73,7 +73,8 @@ def read_metrics(message: Message, most_examples: int) -> dict[str, float]:
     return metrics
 
 
-def _payload_record(payload: bytes) -> ArrayRecord:
+def payload_record(payload: bytes) -> ArrayRecord:
+    """A payload as the one array of a record."""
     array = Array(dtype="uint8", shape=(len(payload),), stype=PAYLOAD_STYPE, data=payload)
     return ArrayRecord({"payload": array})
 
