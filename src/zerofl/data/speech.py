@@ -2,13 +2,18 @@
 
 Silence is cut out of the background noises, one piece for every ten clips, at a random place and a random volume. The
 folder `_silence_` of the official test set is not read. Shorter clips are padded with zeros at their end.
+
+`root` is the folder that holds the folders of words, or the hub's parquet files. In these the background noises are
+the rows with the label `_silence_`, and clips are dealt to the parts by the same rule as files, whichever split they
+are in. The hub lacks most of the testing part: its test split is the authors' smaller, separate test set.
 """
 
 import functools
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +23,7 @@ from rich.progress import track
 
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
+from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
 from zerofl.rng import rng
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -27,16 +33,33 @@ RATE = 16_000  # samples a second; a clip is one second at most
 COEFFICIENTS, N_FFT, HOP, MELS = 32, 2048, 512, 32
 CLIPS_A_SILENCE = 10
 NOISES = "_background_noise_"
+HUB_SILENCE = "_silence_"  # the label of the noises on the hub, and the test set's folder of silence
 FOLDERS = ("", "speech_commands", "speech_commands_v0.01")
 CHUNK = 64  # clips whose MFCC are taken in one go
 
 
-class Clip(NamedTuple):
-    """A spoken clip: its file, its class, and who speaks."""
+class Sound(NamedTuple):
+    """A sound that is yet to be read: where it is, for messages, the file that it lies in, and what reads its bytes."""
 
-    path: Path
-    label: int
-    speaker: str
+    where: str
+    file: Path
+    read: Callable[[], bytes]
+
+
+class Clip(NamedTuple):
+    """A spoken clip: its sound, its word, and the name of its file in the data set, which tells who speaks."""
+
+    sound: Sound
+    word: str
+    name: str
+
+    @property
+    def label(self) -> int:
+        return WORDS.index(self.word) if self.word in WORDS else UNKNOWN
+
+    @property
+    def speaker(self) -> str:
+        return _speaker(self.name)
 
 
 def load_speech_commands(root: str) -> Dataset:
@@ -45,10 +68,10 @@ def load_speech_commands(root: str) -> Dataset:
     The official validation part is not used: clients hold out their own. The speakers are the natural clients.
 
     Raises:
-        DatasetError: `root` (or its folder speech_commands/ or speech_commands_v0.01/) has no folders of words, or a
-            file is not a clip of one second at 16 kHz; it names the file.
+        DatasetError: `root` (or its folder speech_commands/ or speech_commands_v0.01/) has no folders of words and no
+            parquet files, or one is not a clip of one second at 16 kHz; it names the file, and the row.
     """
-    return _load(root, lambda clip: official_part(clip.path.name))
+    return _load(root, "official", lambda clip: official_part(clip.name))
 
 
 def load_speech_commands_by_speaker(root: str) -> Dataset:
@@ -57,7 +80,7 @@ def load_speech_commands_by_speaker(root: str) -> Dataset:
     Raises:
         DatasetError: as `load_speech_commands`.
     """
-    return _load(root, lambda clip: "testing" if _hash(hashlib.md5, clip.speaker) % 5 == 0 else "training")
+    return _load(root, "speaker", lambda clip: "testing" if _hash(hashlib.md5, clip.speaker) % 5 == 0 else "training")
 
 
 def official_part(file_name: str) -> str:
@@ -67,28 +90,28 @@ def official_part(file_name: str) -> str:
     return "validation" if percentage < 10 else "testing" if percentage < 20 else "training"
 
 
-def _load(root: str, part_of: Callable[[Clip], str]) -> Dataset:
-    folder = _find(Path(root).expanduser())
-    noises = sorted((folder / NOISES).glob("*.wav"))
-    words = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
-    clips = [
-        Clip(path, WORDS.index(word.name) if word.name in WORDS else UNKNOWN, _speaker(path.name))
-        for word in words
-        for path in sorted(word.glob("*.wav"))
-    ]
+def _load(root: str, rule: str, part_of: Callable[[Clip], str]) -> Dataset:
+    source = Path(root).expanduser()
+    purpose = f"speech-1-{COEFFICIENTS}-{N_FFT}-{HOP}-{MELS}"
+    if folder := _find(source):
+        clips, noises = _from_folders(folder)
+    elif tables := [path for paths in parquet_files(source, FOLDERS).values() for path in paths]:
+        folder, purpose = tables[0].parent, f"{purpose}-hub-{rule}"
+        clips, noises = _from_tables(tables)
+    else:
+        raise DatasetError(_not_found(source))
     parts = {name: [clip for clip in clips if part_of(clip) == name] for name in ("training", "testing")}
     for name, members in parts.items():
         # By speaker, so that a natural client's samples lie together.
-        members.sort(key=lambda clip: (clip.speaker, clip.path.parent.name, clip.path.name))
+        members.sort(key=lambda clip: (clip.speaker, clip.word, clip.name))
         if not members:
             raise DatasetError(
                 f"speech_commands: {folder} has {len(clips)} clips, but none of them is in the {name} part. With a "
                 "copy that lacks the official parts use dataset = 'speech_commands_by_speaker'"
             )
-    purpose = f"speech-1-{COEFFICIENTS}-{N_FFT}-{HOP}-{MELS}"
     splits, owners = {}, {}
     for name, members in parts.items():
-        files = [clip.path for clip in members] + noises
+        files = {sound.file for sound in (*(clip.sound for clip in members), *noises)}
         arrays = cached(f"{purpose}-{name}", files, functools.partial(_features, name, members, noises))
         splits[name], owners[name] = Split(arrays["features"], arrays["labels"]), arrays["owners"]
     mean = splits["training"].images.mean((0, 1, 3)).view(-1, 1)
@@ -100,10 +123,53 @@ def _load(root: str, part_of: Callable[[Clip], str]) -> Dataset:
     return Dataset(train, test, CLASSES, mean=(0.0,), std=(1.0,), clients=clients)
 
 
-def _features(part: str, clips: list[Clip], noises: list[Path]) -> dict[str, torch.Tensor]:
+def _from_folders(folder: Path) -> tuple[list[Clip], list[Sound]]:
+    """The clips and background noises of folders of words."""
+    words = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
+    clips = [
+        Clip(Sound(str(path), path, path.read_bytes), word.name, path.name)
+        for word in words
+        for path in sorted(word.glob("*.wav"))
+    ]
+    return clips, [Sound(str(path), path, path.read_bytes) for path in sorted((folder / NOISES).glob("*.wav"))]
+
+
+def _from_tables(tables: list[Path]) -> tuple[list[Clip], list[Sound]]:
+    """The clips and background noises of the hub's parquet files; a file's sounds are read when one is asked for."""
+
+    @functools.cache
+    def audio(table: Path) -> Any:
+        return read_column(table, "audio", "speech_commands: ")
+
+    def read(table: Path, row: int) -> bytes:
+        return file_bytes(audio(table)[row].as_py(), "audio", f"speech_commands: {table}, row {row}")
+
+    clips: dict[tuple[str, str], Clip] = {}
+    noises: dict[str, Sound] = {}
+    for table in tables:
+        names = class_names(table, "label", "speech_commands: ")
+        rows = read_rows(table, ["file", "label", "speaker_id", "utterance_id"], "speech_commands: ")
+        for row, (where, (file, label, speaker, take)) in enumerate(rows):
+            word, path = class_name(label, names, "label", where), PurePosixPath(str(file))
+            sound = Sound(where.removeprefix("speech_commands: "), table, functools.partial(read, table, row))
+            if word != HUB_SILENCE:
+                # Not the file's own name: those of the test split's unknown words have the word before the speaker.
+                name = path.name if speaker is None else f"{speaker}_nohash_{take}.wav"
+                clips.setdefault((word, name), Clip(sound, word, name))
+            elif path.parent.name != HUB_SILENCE:
+                noises.setdefault(path.name, sound)
+    if not noises:
+        raise DatasetError(
+            f"speech_commands: {tables[0].parent} has no background noises, rows with the label {HUB_SILENCE}, in "
+            f"{', '.join(table.name for table in tables)}. Put all splits of the data set there"
+        )
+    return list(clips.values()), [noises[name] for name in sorted(noises)]
+
+
+def _features(part: str, clips: list[Clip], noises: list[Sound]) -> dict[str, torch.Tensor]:
     """The MFCC [n, 1, 32, 32] of clips and their silences, labels [n], and each one's speaker as a number [n]."""
     generator = rng(0, 0, 0, f"silence {part}")
-    noise = [_noise(path) for path in noises]
+    noise = [_noise(sound) for sound in noises]
     speakers = {speaker: i for i, speaker in enumerate(sorted({clip.speaker for clip in clips}))}
     sounds: list[np.ndarray] = []
     features: list[np.ndarray] = []
@@ -113,7 +179,7 @@ def _features(part: str, clips: list[Clip], noises: list[Path]) -> dict[str, tor
     def samples() -> Iterator[tuple[np.ndarray, int, int]]:
         for number, clip in enumerate(clips, start=1):
             owner = speakers[clip.speaker]
-            yield _one_second(clip.path), clip.label, owner
+            yield _one_second(clip.sound), clip.label, owner
             if number % CLIPS_A_SILENCE == 0:
                 source = noise[generator.integers(len(noise))]
                 start = generator.integers(len(source) - RATE + 1)
@@ -151,50 +217,71 @@ def mfcc(sounds: np.ndarray) -> np.ndarray:
     return features.astype(np.float32)
 
 
-def _one_second(path: Path) -> np.ndarray:
-    sound = _read(path)
+def _one_second(source: Sound) -> np.ndarray:
+    sound = _read(source)
     if not 1 <= len(sound) <= RATE:
-        raise DatasetError(f"speech_commands: {path} has {len(sound)} samples, expected 1 to {RATE} (one second)")
+        raise DatasetError(
+            f"speech_commands: {source.where} has {len(sound)} samples, expected 1 to {RATE} (one second)"
+        )
     return np.pad(sound, (0, RATE - len(sound)))
 
 
-def _noise(path: Path) -> np.ndarray:
-    sound = _read(path)
+def _noise(source: Sound) -> np.ndarray:
+    sound = _read(source)
     if len(sound) < RATE:
         raise DatasetError(
-            f"speech_commands: {path} has {len(sound)} samples, expected {RATE} or more to cut silence from"
+            f"speech_commands: {source.where} has {len(sound)} samples, expected {RATE} or more to cut silence from"
         )
     return sound
 
 
-def _read(path: Path) -> np.ndarray:
+def _read(source: Sound) -> np.ndarray:
     """A mono sound file at 16 kHz -> float32 [samples]."""
     try:
         import soundfile
     except ImportError as error:
         raise DatasetError("speech_commands needs soundfile: pip install 'zerofl[speech]'") from error
     try:
-        sound, rate = soundfile.read(path, dtype="float32")
-    except (RuntimeError, OSError) as error:
-        raise DatasetError(f"speech_commands: {path} is not a sound file, or is truncated: {error}") from error
+        data = source.read()
+        _check_whole(data)
+        sound, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    except (RuntimeError, OSError, EOFError) as error:
+        raise DatasetError(f"speech_commands: {source.where} is not a sound file, or is truncated: {error}") from error
     if rate != RATE or sound.ndim != 1:
         channels = 1 if sound.ndim == 1 else sound.shape[1]
-        raise DatasetError(f"speech_commands: {path} has {channels} channels at {rate} Hz, expected 1 at {RATE} Hz")
+        raise DatasetError(
+            f"speech_commands: {source.where} has {channels} channels at {rate} Hz, expected 1 at {RATE} Hz"
+        )
     return np.asarray(sound)
 
 
-def _find(source: Path) -> Path:
+def _check_whole(wav: bytes) -> None:
+    """A wav file that was cut off reads as a shorter sound: compare what its chunks say with what is there."""
+    place = 12  # after "RIFF", the length and "WAVE"
+    while wav[:4] == b"RIFF" and place + 8 <= len(wav):
+        length = int.from_bytes(wav[place + 4 : place + 8], "little")
+        if wav[place : place + 4] == b"data" and place + 8 + length > len(wav):
+            raise EOFError(f"it has {len(wav) - place - 8} bytes of sound, expected {length}")
+        place += 8 + length + length % 2
+
+
+def _find(source: Path) -> Path | None:
+    """The folder that holds the folders of words."""
     for name in FOLDERS:
         if any((source / name / NOISES).glob("*.wav")):
             return source / name
+    return None
+
+
+def _not_found(source: Path) -> str:
     archive = f"{source} is a file: unpack the archive, and give the folder" if source.is_file() else ""
-    raise DatasetError(
+    return (
         f"speech_commands: found no {NOISES}/*.wav in {source.absolute()} or its folders "
         f"{', '.join(name for name in FOLDERS if name)}. "
         + (
             archive
             or "Get speech_commands_v0.01.tar.gz from http://download.tensorflow.org/data/, unpack it, and give "
-            "the folder with --root"
+            "the folder with --root, or download parquet files with: zerofl data fetch speech_commands --root DIR"
         )
     )
 

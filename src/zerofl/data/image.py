@@ -1,0 +1,27 @@
+"""An encoded image as pixels."""
+
+import io
+
+import numpy as np
+
+from zerofl.data.dataset import DatasetError
+
+
+def decode_image(data: bytes, mode: str, size: int, where: str) -> np.ndarray:
+    """A PNG, JPEG or other image file -> uint8 [size, size, 3] for mode "RGB", [size, size] for "L".
+
+    Raises:
+        DatasetError: Pillow is not installed, or the image is damaged or of another size; it starts with `where`.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DatasetError(f"{where} needs Pillow to be read: pip install 'zerofl[images]'") from error
+    try:
+        image = np.asarray(Image.open(io.BytesIO(data)).convert(mode))
+    except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:
+        # What Pillow's readers raise for damaged files.
+        raise DatasetError(f"{where} is not an image, or is truncated: {error}") from error
+    if image.shape[:2] != (size, size):
+        raise DatasetError(f"{where} is {image.shape[1]}x{image.shape[0]}, expected {size}x{size}")
+    return image
