@@ -1,4 +1,4 @@
-"""The command line: `zerofl run`, `zerofl report` and `zerofl bench`."""
+"""The command line: `zerofl run`, `report`, `data` and `bench`."""
 
 import argparse
 import contextlib
@@ -19,6 +19,7 @@ from zerofl import __version__
 from zerofl.bench.step import ISAS, SHAPES, BenchError, bench_layers, bench_step, step_table
 from zerofl.bench.uplink import bench_uplink, uplink_table
 from zerofl.data import DatasetError, load_dataset
+from zerofl.data.fetch import HUB, fetch
 from zerofl.experiment import ExperimentError, parse_setting
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
@@ -41,7 +42,11 @@ INTERRUPTED = 130  # the shell's exit status for Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 a run failed, 2 it could not be started."""
+    """Run the command line; returns the exit status.
+
+    0 is done; 1 a run failed, or the data set is not the complete published one; 2 it could not be started, or the data
+    set not be read.
+    """
     options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
@@ -117,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
         step.add_argument("--isa", choices=tuple(ISAS), help="keep PyTorch and the kernels to these instructions")
         step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
         step.set_defaults(command=_bench_step, function=function)
+    data = commands.add_parser("data", help="download data sets").add_subparsers(title="commands", required=True)
+    fetching = data.add_parser(
+        "fetch",
+        help="download a data set from the Hugging Face hub",
+        description="Download a data set through flwr-datasets into DIR/NAME/. Nothing else here ever downloads.",
+    )
+    fetching.add_argument("name", metavar="NAME", choices=tuple(HUB), help=", ".join(HUB))
+    fetching.add_argument("--root", metavar="DIR", required=True, help="where to put it; also the --root of a run")
+    fetching.set_defaults(command=_data_fetch)
     return parser
 
 
@@ -179,6 +193,12 @@ def _report(options: argparse.Namespace, console: Console, errors: Console) -> i
 
     for path in write_report([collect(directory) for directory in options.directories], options.out):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _data_fetch(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    fetch(options.name, options.root, lambda line: errors.print(line, markup=False, highlight=False))
+    console.print(f"check it with: {shlex.join(['zerofl', 'data', 'check', options.name, '--root', options.root])}")
     return 0
 
 

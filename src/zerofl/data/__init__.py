@@ -1,4 +1,4 @@
-"""Data sets, from local folders only. Nothing here downloads."""
+"""Data sets, from local folders only. Nothing downloads but `zerofl.data.fetch`, when asked to."""
 
 import dataclasses
 from collections.abc import Callable
