@@ -18,8 +18,10 @@ from rich.console import Console
 from zerofl import __version__
 from zerofl.bench.step import ISAS, SHAPES, BenchError, bench_layers, bench_step, step_table
 from zerofl.bench.uplink import bench_uplink, uplink_table
-from zerofl.data import DatasetError, load_dataset
+from zerofl.data import DATASETS, PARTITIONS, DatasetError, client_indices, load_dataset
+from zerofl.data.check import check_dataset, class_table
 from zerofl.data.fetch import HUB, fetch
+from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
 from zerofl.experiment import ExperimentError, parse_setting
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
@@ -122,7 +124,24 @@ def _parser() -> argparse.ArgumentParser:
         step.add_argument("--isa", choices=tuple(ISAS), help="keep PyTorch and the kernels to these instructions")
         step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
         step.set_defaults(command=_bench_step, function=function)
-    data = commands.add_parser("data", help="download data sets").add_subparsers(title="commands", required=True)
+    data = commands.add_parser("data", help="check or download data sets").add_subparsers(
+        title="commands", required=True
+    )
+    check = data.add_parser(
+        "check",
+        help="what a local data set holds, and whether it is the complete published one",
+        description="Show what a local data set and its clients hold. The exit status is 0 for the complete published "
+        "data, 1 for any other, and 2 if it cannot be read.",
+    )
+    check.add_argument("name", metavar="NAME", choices=tuple(DATASETS), help=", ".join(DATASETS))
+    check.add_argument("--root", metavar="DIR", default="", help="where the data set lies")
+    check.add_argument(
+        "--partition", choices=tuple(PARTITIONS), help="default: natural where the data set has clients of its own"
+    )
+    check.add_argument("--clients", type=_positive, metavar="N", help="default: 100, or all natural ones")
+    check.add_argument("--alpha", type=float, default=1.0, metavar="A", help="of lda; default: %(default)s")
+    check.add_argument("--seed", type=int, default=1, metavar="S", help="of lda; default: %(default)s")
+    check.set_defaults(command=_data_check)
     fetching = data.add_parser(
         "fetch",
         help="download a data set from the Hugging Face hub",
@@ -194,6 +213,37 @@ def _report(options: argparse.Namespace, console: Console, errors: Console) -> i
     for path in write_report([collect(directory) for directory in options.directories], options.out):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _data_check(options: argparse.Namespace, console: Console, errors: Console) -> int:
+    name, root = options.name, options.root
+    report = check_dataset(name, root)
+    partition = options.partition or ("natural" if report.natural_clients else "lda")
+    clients = options.clients or (report.natural_clients if partition == "natural" else 100)
+    try:
+        parts = client_indices(name, root, partition, clients, options.alpha, options.seed)
+    except ValueError as error:
+        errors.print(f"zerofl: {name}: {error}", markup=False, highlight=False)
+        return 2
+    wide = console if console.is_terminal else Console(width=160)
+    wide.print(classes_table(report))
+    wide.print(f"natural clients: {report.natural_clients or 'none'}", highlight=False)
+    wide.print(f"checksum: {report.checksum}", highlight=False)
+    how = partition if partition == "natural" else f"lda, alpha {options.alpha}, seed {options.seed}"
+    wide.print(f"\n{len(parts)} clients, {how}: training samples of each class", highlight=False)
+    dataset = load_dataset(name, root)
+    names = list(dataset.clients) if partition == "natural" else [str(client) for client in range(len(parts))]
+    for table in client_tables(names, class_table(dataset, parts), dataset.classes, wide.width):
+        wide.print(table)
+    if len(parts) > CLIENTS_SHOWN:
+        wide.print(f"and {len(parts) - CLIENTS_SHOWN} more clients", highlight=False)
+    for remark in report.remarks:
+        wide.print(f"note: {remark}", markup=False, highlight=False)
+    for difference in report.differences:
+        wide.print(f"not as published: {difference}", markup=False, highlight=False)
+    verdict = "usable, but not the complete published data" if report.differences else "complete, as published"
+    wide.print(f"{name}: {verdict}", highlight=False)
+    return 1 if report.differences else 0
 
 
 def _data_fetch(options: argparse.Namespace, console: Console, errors: Console) -> int:

@@ -1,0 +1,172 @@
+"""What a local copy of a data set holds, and whether that is the complete published data."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zerofl.data import cifar10, dataset_checksum, load_dataset
+from zerofl.data.dataset import Dataset, Split
+
+
+@dataclass(frozen=True)
+class Published:
+    """The complete published data.
+
+    `figures` are the counts of `figures_of` by which it is known, for each version of it that was published, the
+    paper's first. `checksum` is that of `zerofl.data.dataset.checksum`, and `content` that of `content_checksum`; ""
+    where it is not known.
+    """
+
+    figures: tuple[dict[str, int], ...]
+    checksum: str = ""
+    content: str = ""
+
+
+PUBLISHED = {
+    "cifar10": Published(
+        (
+            {"training samples": 50_000, "test samples": 10_000}
+            | {f"training samples of {name}": 5_000 for name in cifar10.CLASSES}
+            | {f"test samples of {name}": 1_000 for name in cifar10.CLASSES},
+        ),
+        checksum="612671e6bb37e8b15ec4552378c264385574c06bf77b146df22c121b3b667b99",
+        content="dd79df4c25482d0269908bfc9eeb7737a148e217e0e479f44ec0efb91fc152f1",
+    ),
+    # Of LEAF's scripts now, which give each writer but the first his first image twice; on the hub; in LEAF's paper.
+    "femnist": Published(
+        (
+            {"natural clients": 3_597, "samples": 817_851},
+            {"natural clients": 3_597, "samples": 814_277},
+            {"natural clients": 3_550, "samples": 805_263},
+        )
+    ),
+    "mnist5k": Published(
+        ({"training samples": 4_000, "test samples": 1_000},),
+        checksum="9dd2b68a2c5441bac6d651c1009fb8ff62b01db3f249a9fd355e663d6d6cbaee",
+    ),
+    # v0.01. The parts are the authors'; silence is a tenth of the clips, rounded down.
+    "speech_commands": Published(
+        (
+            {
+                "training samples": 51_088 + 5_108,
+                "training samples of silence": 5_108,
+                "test samples": 6_835 + 683,
+                "test samples of silence": 683,
+            },
+        )
+    ),
+    "speech_commands_by_speaker": Published(({"samples without silence": 64_721},)),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a copy of the data set `name` holds: counts [classes] of both parts, and the number of natural clients.
+
+    `differences` are what the complete published data has otherwise; without any this is it. `remarks` are what else
+    there is to know.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    natural_clients: int
+    checksum: str
+    differences: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def check_dataset(name: str, root: str) -> Report:
+    """Load a data set and compare it with `PUBLISHED`.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    dataset = load_dataset(name, root)
+    return report(name, dataset, dataset_checksum(name, root), PUBLISHED[name])
+
+
+def report(name: str, dataset: Dataset, checksum: str, published: Published) -> Report:
+    """Compare a data set that has this checksum with what was published."""
+    differences, remarks = _differences(figures_of(dataset), published.figures), []
+    if not published.checksum:
+        remarks.append("there is no published checksum to compare with: only the counts were")
+    elif not differences and checksum != published.checksum:
+        if published.content and content_checksum(dataset) == published.content:
+            remarks.append(
+                "every sample and its label are as published, but in another order than the original files have; "
+                "a run's results differ from those on the original files as with another seed"
+            )
+        else:
+            differences.append(
+                f"checksum {checksum}, published {published.checksum}: the counts fit, but samples or labels differ, "
+                "as after a lossy compression or from another version"
+            )
+    return Report(
+        name,
+        dataset.classes,
+        train=tuple(_counts(dataset.train.labels, dataset).tolist()),
+        test=tuple(_counts(dataset.test.labels, dataset).tolist()),
+        natural_clients=len(dataset.clients),
+        checksum=checksum,
+        differences=tuple(differences),
+        remarks=tuple(remarks),
+    )
+
+
+def figures_of(dataset: Dataset) -> dict[str, int]:
+    """Every count of a data set, by name."""
+    figures = {
+        "samples": len(dataset.train.labels) + len(dataset.test.labels),
+        "natural clients": len(dataset.clients),
+    }
+    for part, split in (("training", dataset.train), ("test", dataset.test)):
+        counts = _counts(split.labels, dataset).tolist()
+        figures[f"{part} samples"] = len(split.labels)
+        figures |= {f"{part} samples of {name}": n for name, n in zip(dataset.classes, counts, strict=True)}
+    silence = sum(figures.get(f"{part} samples of silence", 0) for part in ("training", "test"))
+    return figures | {"samples without silence": figures["samples"] - silence}
+
+
+def content_checksum(dataset: Dataset) -> str:
+    """SHA-256 over the samples and labels of each part in any order, in hexadecimal: of each sample, and of these."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        digest.update(f"{split.images.dtype} {tuple(split.images.shape)}\n".encode())
+        digest.update(b"".join(sorted(_sample_digests(split))))
+    return digest.hexdigest()
+
+
+def class_table(dataset: Dataset, parts: Sequence[Tensor]) -> Tensor:
+    """How many training samples of each class each client has, int64 [clients, classes], for their sample indices."""
+    return torch.stack([_counts(dataset.train.labels[part], dataset) for part in parts])
+
+
+def _sample_digests(split: Split) -> list[bytes]:
+    return [
+        hashlib.sha256(image.tobytes() + label.tobytes()).digest()
+        for image, label in zip(split.images.contiguous().numpy(), split.labels.numpy(), strict=True)
+    ]
+
+
+def _differences(found: dict[str, int], versions: Sequence[dict[str, int]]) -> list[str]:
+    """What is otherwise than in the first version; nothing if it is as in one of them."""
+    if any(figures.items() <= found.items() for figures in versions):
+        return []
+    return [
+        f"{found.get(name, 0):,} {name}, published {' or '.join(_others(versions, name))}"
+        for name, expected in versions[0].items()
+        if found.get(name, 0) != expected
+    ]
+
+
+def _others(versions: Sequence[dict[str, int]], name: str) -> list[str]:
+    return list(dict.fromkeys(f"{figures[name]:,}" for figures in versions))
+
+
+def _counts(labels: Tensor, dataset: Dataset) -> Tensor:
+    return labels.bincount(minlength=len(dataset.classes))
