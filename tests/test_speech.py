@@ -83,6 +83,16 @@ def test_the_official_rule_puts_the_published_names_where_they_are() -> None:
     assert official_part("62581901_nohash_7.wav") == "training"
 
 
+def test_a_clips_mfcc_is_librosas_own_and_does_not_depend_on_the_others() -> None:
+    import librosa
+
+    generator = np.random.default_rng(0)
+    sounds = generator.normal(0, [[0.5], [1e-5], [0.01]], (3, 16_000)).astype(np.float32)
+    sounds[:, 8_000:] *= 1e-4  # quieter by 80 dB
+    alone = [librosa.feature.mfcc(y=x, sr=16_000, n_mfcc=32, n_fft=2048, hop_length=512, n_mels=32) for x in sounds]
+    np.testing.assert_allclose(mfcc(sounds), np.stack(alone), atol=1e-3)
+
+
 def test_mfcc_of_silence() -> None:
     """The floor of the logarithm is in the first coefficient, and nothing in the others."""
     features = mfcc(np.zeros((2, 16_000), np.float32))

@@ -30,7 +30,7 @@ WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = len(WORDS), len(WORDS) + 1
 CLASSES = (*WORDS, "unknown", "silence")
 RATE = 16_000  # samples a second; a clip is one second at most
-COEFFICIENTS, N_FFT, HOP, MELS = 32, 2048, 512, 32
+COEFFICIENTS, N_FFT, HOP, MELS, TOP_DB = 32, 2048, 512, 32, 80.0
 CLIPS_A_SILENCE = 10
 NOISES = "_background_noise_"
 HUB_SILENCE = "_silence_"  # the label of the noises on the hub, and the test set's folder of silence
@@ -92,7 +92,7 @@ def official_part(file_name: str) -> str:
 
 def _load(root: str, rule: str, part_of: Callable[[Clip], str]) -> Dataset:
     source = Path(root).expanduser()
-    purpose = f"speech-1-{COEFFICIENTS}-{N_FFT}-{HOP}-{MELS}"
+    purpose = f"speech-2-{COEFFICIENTS}-{N_FFT}-{HOP}-{MELS}"
     if folder := _find(source):
         clips, noises = _from_folders(folder)
     elif tables := [path for paths in parquet_files(source, FOLDERS).values() for path in paths]:
@@ -211,9 +211,11 @@ def mfcc(sounds: np.ndarray) -> np.ndarray:
         import librosa
     except ImportError as error:
         raise DatasetError("speech_commands needs librosa: pip install 'zerofl[speech]'") from error
-    features: np.ndarray = librosa.feature.mfcc(
-        y=sounds, sr=RATE, n_mfcc=COEFFICIENTS, n_fft=N_FFT, hop_length=HOP, n_mels=MELS
-    )
+    power = librosa.feature.melspectrogram(y=sounds, sr=RATE, n_fft=N_FFT, hop_length=HOP, n_mels=MELS)
+    # librosa's own floor, 80 dB below the loudest, but of each clip: by itself it takes the loudest of all of them.
+    decibels = librosa.power_to_db(power, top_db=None)
+    decibels = np.maximum(decibels, decibels.max((1, 2), keepdims=True) - TOP_DB)
+    features: np.ndarray = librosa.feature.mfcc(S=decibels, n_mfcc=COEFFICIENTS)
     return features.astype(np.float32)
 
 
