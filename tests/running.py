@@ -22,7 +22,7 @@ def experiment_of(root: Path, **values: Any) -> Experiment:
 
 def run(experiment: Experiment, directory: Path, client: ClientApp = client_app, engine: str = "in-process") -> Path:
     app = server_app(experiment, directory, open_run(directory, experiment), on_round=lambda record: None)
-    ENGINES[engine](app, client, experiment.clients, experiment.threads)
+    ENGINES[engine](app, client, experiment)
     return directory
 
 

@@ -11,9 +11,9 @@ from flwr.clientapp import ClientApp
 
 from tests.running import experiment_of, model_bytes, run, without_times
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import FIRST_CLIENT_NODE_ID, EngineError, InProcessGrid, run_in_process
+from zerofl.flower.engines import FIRST_CLIENT_NODE_ID, EngineError, InProcessGrid
 from zerofl.flower.messages import PAYLOAD_STYPE, read_payload, train_reply
-from zerofl.flower.server_app import RoundError, serve, server_app
+from zerofl.flower.server_app import RoundError, nodes_by_client, serve
 from zerofl.results import open_run, read_lines, read_summary
 from zerofl.uplink import UPLINKS
 
@@ -215,7 +215,7 @@ def test_a_clients_words_are_cut_and_cleaned(cifar_root: Path, tmp_path: Path) -
 
 
 def test_ray_says_when_a_client_would_need_more_cores_than_there_are(cifar_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"threads = 4096: each client on Ray takes as many cores"):
+    with pytest.raises(EngineError, match=r"threads = 4096, client_cpus = 0: each client on Ray takes 4096 cores"):
         run(experiment_of(cifar_root, threads=4096), tmp_path / "run", engine="ray")
 
 
@@ -235,6 +235,39 @@ def test_a_diverged_server_model_stops_the_run(cifar_root: Path, tmp_path: Path)
 
 def test_too_few_nodes_stop_the_run(cifar_root: Path, tmp_path: Path) -> None:
     experiment = experiment_of(cifar_root, reply_timeout_seconds=0.1)
-    app = server_app(experiment, tmp_path, open_run(tmp_path, experiment), on_round=lambda record: None)
+    checkpoint = open_run(tmp_path, experiment)
     with pytest.raises(RoundError, match="has 5 clients, but only 3 nodes came"):
-        run_in_process(app, client_app, 3, 1)
+        serve(InProcessGrid(client_app, 3), experiment, tmp_path, checkpoint, lambda record: None)
+
+
+@pytest.mark.parametrize(
+    ("before", "there", "expected"),
+    [
+        ({}, [9, 5, 7], {0: 5, 1: 7, 2: 9}),
+        ({0: 5, 1: 7, 2: 9}, [9, 5], {0: 5, 2: 9}),  # gone: the others stay who they are
+        ({0: 5, 2: 9}, [9, 5, 7], {0: 5, 1: 7, 2: 9}),  # and back
+        ({0: 5, 1: 7, 2: 9}, [9, 5, 6, 4], {0: 5, 1: 4, 2: 9}),  # under another id
+        ({}, [5, 7, 9, 11], {0: 5, 1: 7, 2: 9}),  # more nodes than clients
+        ({0: 5}, [], {}),
+    ],
+)
+def test_a_node_stays_the_client_it_is(before: dict[int, int], there: list[int], expected: dict[int, int]) -> None:
+    assert nodes_by_client(before, there, 3) == expected
+
+
+def test_a_client_whose_node_is_gone_is_named_and_comes_back(cifar_root: Path, tmp_path: Path) -> None:
+    class Grid(InProcessGrid):
+        """Its second node is away in round 2, as its first one would be named by position alone."""
+
+        asked = 0
+
+        def get_node_ids(self) -> list[int]:
+            self.asked += 1  # once before the first round, then for each
+            return [node for node in super().get_node_ids() if (self.asked, node) != (3, FIRST_CLIENT_NODE_ID + 1)]
+
+    experiment = experiment_of(cifar_root, clients=3, clients_per_round=3, validate_every=0)
+    open_run(tmp_path, experiment)
+    serve(Grid(client_app, 3), experiment, tmp_path, None, lambda record: None)
+    failures = [record["failures"] for record in read_lines(tmp_path / "rounds.jsonl")]
+    assert failures == [[], [{"client": 1, "cause": "its node is gone"}], []]
+    assert [c["client"] for c in read_lines(tmp_path / "clients.jsonl")] == [0, 1, 2, 0, 2, 0, 1, 2]

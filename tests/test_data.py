@@ -1,5 +1,6 @@
 import io
 import pickle
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -14,6 +15,8 @@ from zerofl.data import DatasetError, load_dataset
 from zerofl.data.augment import crop_and_flip
 from zerofl.data.cifar10 import CLASSES, load_cifar10
 from zerofl.data.mnist5k import load_mnist5k
+from zerofl.experiment import Experiment, ExperimentError
+from zerofl.train import check_fits
 
 
 def test_mnist5k_is_5000_real_images_split_by_class() -> None:
@@ -197,9 +200,22 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
     victim.write_bytes(buffer.getvalue())
     with pytest.raises(DatasetError, match="0_03.png is 28x32, expected 32x32"):
         load_cifar10(str(tmp_path))
+
+
+def test_a_clients_own_class_folders_need_no_test_part_and_not_every_class(tmp_path: Path) -> None:
+    write_class_folders(tmp_path)
+    whole = load_cifar10(str(tmp_path))
+    shutil.rmtree(tmp_path / "test")
     for path in (tmp_path / "train" / "cat").iterdir():
         path.unlink()
-    with pytest.raises(DatasetError, match="has no images in train/ for the classes cat"):
+    own = load_cifar10(str(tmp_path))
+    cat = CLASSES.index("cat")
+    assert torch.equal(own.train.images, whole.train.images[whole.train.labels != cat])
+    assert (own.test.images.shape, own.test.labels.dtype) == ((0, 3, 32, 32), torch.int64)
+    with pytest.raises(ExperimentError, match=r"has no test part, on which the server evaluates"):
+        check_fits(Experiment(root=str(tmp_path), clients=2, clients_per_round=2), own)
+    (tmp_path / "train" / "cat").rmdir()
+    with pytest.raises(DatasetError, match=r"no images in train/ for the classes cat; if .* make an empty folder"):
         load_cifar10(str(tmp_path))
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,18 @@ def test_a_malformed_file_is_named(femnist_root: Path, document: Any, message: s
 def test_a_wrong_folder_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"found no train/\*.json in .* or its folders femnist, data\. Make them"):
         load_femnist(str(tmp_path))
-    (tmp_path / "train").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
     (tmp_path / "train" / "a.json").write_text("{}")
-    with pytest.raises(DatasetError, match=r"has train/ but no test/"):
+    with pytest.raises(DatasetError, match=r"has train/\*\.json, but its test/ holds no \*\.json"):
         load_femnist(str(tmp_path))
+
+
+def test_a_writers_own_folder_needs_no_test_part(femnist_root: Path) -> None:
+    whole = load_femnist(str(femnist_root))
+    shutil.rmtree(femnist_root / "femnist" / "test")
+    own = load_femnist(str(femnist_root))
+    assert torch.equal(own.train.images, whole.train.images)
+    assert own.clients.keys() == whole.clients.keys()
+    assert (own.test.images.shape, own.test.images.dtype) == ((0, 1, 28, 28), torch.uint8)
+    assert own.test.labels.shape == (0,)

@@ -205,7 +205,7 @@ def test_other_data_under_the_same_run_is_refused(cifar_root: Path, tmp_path: Pa
     directory = tmp_path / "run"
     app = server_app(experiment, directory, open_run(directory, experiment), stop_after_two)
     with pytest.raises(KeyboardInterrupt):
-        run_in_process(app, client_app, experiment.clients, experiment.threads)
+        run_in_process(app, client_app, experiment)
 
     other = tmp_path / "other"
     shutil.copytree(cifar_root, other)

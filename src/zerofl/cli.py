@@ -36,6 +36,7 @@ from zerofl.results import (
     read_summary,
     write_atomically,
 )
+from zerofl.room import check_room
 from zerofl.sweep import find_sweep, read_sweep
 from zerofl.tensorboard import RoundEvents
 from zerofl.train import check_fits
@@ -136,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("name", metavar="NAME", choices=tuple(DATASETS), help=", ".join(DATASETS))
     check.add_argument("--root", metavar="DIR", default="", help="where the data set lies")
     check.add_argument(
-        "--partition", choices=tuple(PARTITIONS), help="default: natural where the data set has clients of its own"
+        "--partition",
+        choices=tuple(name for name in PARTITIONS if name != "node"),
+        help="default: natural where the data set has clients of its own",
     )
     check.add_argument("--clients", type=_positive, metavar="N", help="default: 100, or all natural ones")
     check.add_argument("--alpha", type=float, default=1.0, metavar="A", help="of lda; default: %(default)s")
@@ -279,12 +282,12 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
 
     try:
         for experiment in chosen:
-            check_engine(options.engine, experiment.threads)
+            check_engine(options.engine, experiment)
     except EngineError as error:
         errors.print(f"zerofl: {error}", markup=False, highlight=False)
         return 2
+    check_room(out, [experiment for experiment in chosen if not is_finished(out / experiment.name)])
     signal.signal(signal.SIGTERM, _interrupt)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / SWEEP, file.read_bytes())  # for the report: the rows, and the paper's figures
     failed = []
     for experiment in chosen:
@@ -304,7 +307,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
                     if options.tensorboard:
                         watchers.append(shown.enter_context(RoundEvents(directory, len(earlier) + 1)))
                     app = server_app(experiment, directory, checkpoint, _each(watchers))
-                    ENGINES[options.engine](app, client_app, experiment.clients, experiment.threads)
+                    ENGINES[options.engine](app, client_app, experiment)
         except KeyboardInterrupt:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
             return INTERRUPTED

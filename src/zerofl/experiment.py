@@ -28,8 +28,9 @@ class Experiment:
     Where: `name` of the run and its folder; `seed` of all randomness.
 
     Data: `dataset` from the folder or archive `root`; dealt to `clients` by `partition`: "lda" with `alpha` (1 is the
-    paper's non-IID, 1000 its IID), or "natural", a client for each writer or speaker; `validation_fraction` of each
-    client's samples is held out. One client is centralised training.
+    paper's non-IID, 1000 its IID), "natural", a client for each writer or speaker, or in a deployment "node", a client
+    for each node, with all that lies in a folder of its own; `validation_fraction` of each client's samples is held
+    out. One client is centralised training.
 
     Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's
     own default.
@@ -55,6 +56,10 @@ class Experiment:
     Machine: `device`, on which clients train and the server evaluates, cpu or cuda (with masks on dense kernels; cuda:1
     is the second GPU); `threads` of PyTorch (0: as many as it chooses, which is then recorded). The results are bitwise
     reproducible for a given number of them.
+
+    Ray: the existing cluster at `ray_address` (empty: a new one on this machine); each client takes `client_cpus` cores
+    (0: as many as `threads`) and `client_gpus`, of which 0.25 lets four clients share a GPU. None of this changes a
+    result.
     """
 
     name: str = "run"
@@ -104,6 +109,9 @@ class Experiment:
 
     device: str = "cpu"
     threads: int = 0
+    ray_address: str = ""
+    client_cpus: float = 0.0
+    client_gpus: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every value, and settle the ones whose default depends on another.
@@ -140,6 +148,8 @@ class Experiment:
             self._expect(key, 0 <= getattr(self, key) < 1, "a decay rate in [0, 1)")
         for key in ("alpha", "lr_start", "lr_end", "server_lr", "server_tau", "reply_timeout_seconds"):
             self._expect(key, 0 < getattr(self, key) < math.inf, "a positive number")
+        for key in ("client_cpus", "client_gpus"):
+            self._expect(key, 0 <= getattr(self, key) < math.inf, "0 or a positive number")
         self._expect("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number")
         self._expect("mask_ratio", 0 <= self.mask_ratio <= 1, "a fraction in [0, 1]")
         self._expect("clients_per_round", 1 <= self.clients_per_round <= self.clients, f"1 to clients = {self.clients}")
@@ -184,10 +194,14 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     return key, _typed(key, document["value"] if len(document) == 1 else text)
 
 
+WHERE = ("root", "ray_address", "client_cpus", "client_gpus")
+"""The keys that say where a run finds its data and its cores, and change no result."""
+
+
 def differing_keys(one: Experiment, other: Experiment) -> list[str]:
-    """The keys in which two experiments differ, with both values, for messages; where the data lies does not count."""
+    """The keys in which two experiments differ, with both values, for messages; those of WHERE do not count."""
     pairs = ((f.name, getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Experiment))
-    return [f"{key} = {a!r} and {b!r}" for key, a, b in pairs if a != b and key != "root"]
+    return [f"{key} = {a!r} and {b!r}" for key, a, b in pairs if a != b and key not in WHERE]
 
 
 def _check_known(key: str) -> None:

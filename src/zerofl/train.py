@@ -108,12 +108,14 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
         )
     if e.device != "cpu" and torch.device(e.device).index not in (None, *range(torch.cuda.device_count())):
         raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if not len(dataset.test.labels):
+        raise ExperimentError(f"{e.dataset}: {e.root} has no test part, on which the server evaluates; add one")
     try:
         parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
     except ValueError as error:
         raise ExperimentError(f"{e.dataset}: {error}") from error
     most = max(len(part) for part in parts)
-    if e.validate_every and not held_out_count(most, e.validation_fraction):
+    if e.validate_every and e.partition != "node" and not held_out_count(most, e.validation_fraction):
         raise ExperimentError(
             f"validate_every = {e.validate_every}, but validation_fraction = {e.validation_fraction} "
             f"holds out none of a client's {most} samples; raise it, or set validate_every = 0"

@@ -32,6 +32,8 @@ def load_cifar10(root: str) -> Dataset:
     `root` is the folder that holds `data_batch_1` (or `data_batch_1.bin`, or `train/` and `test/` with a folder of
     images for each class, or the hub's `train*.parquet` and `test*.parquet`), or a folder, or except for parquet files
     an archive, that holds that. Class folders and the hub's files give the images in another order than the batches.
+    Beside class folders `train/` there need be no `test/`, which then is empty, and a class that a client has none of
+    is an empty folder.
 
     Raises:
         DatasetError: nothing of this kind is there, or what is there is damaged.
@@ -74,10 +76,20 @@ def _read_split(files: Files, source: Path, batches: list[str], folder: str) -> 
         for label, name in enumerate(CLASSES)
     }
     if not any(by_class.values()):
+        if folder == "test" and any(path.parts[-3] == "train" for path in files):
+            return Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
         raise DatasetError(_not_found(source))
-    empty = [CLASSES[label] for label, paths in by_class.items() if not paths]
-    if empty:
-        raise DatasetError(f"cifar10: {source} has no images in {folder}/ for the classes {', '.join(empty)}")
+    homes = {path.parents[2] for paths in by_class.values() for path in paths}
+    missing = [
+        CLASSES[label]
+        for label, paths in by_class.items()
+        if not paths and not any((source / home / folder / CLASSES[label]).is_dir() for home in homes)
+    ]
+    if missing:
+        raise DatasetError(
+            f"cifar10: {source} has no images in {folder}/ for the classes {', '.join(missing)}; if it is to have none "
+            "of them, make an empty folder for each"
+        )
     decoded = [
         decode_image(files[path](), "RGB", 32, f"cifar10: {source}: {path}")
         for paths in by_class.values()

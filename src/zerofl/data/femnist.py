@@ -29,8 +29,8 @@ def load_femnist(root: str) -> Dataset:
     """Training and test images [1, 28, 28], 62 classes; the writers are the natural clients, in rising order.
 
     `root` is the folder that holds LEAF's `train/` and `test/` with `*.json`, or the hub's `train*.parquet`, or one
-    that holds this as `femnist/` or `data/`. The test part is that of all writers together. A writer without training
-    images is no client; its test images count.
+    that holds this as `femnist/` or `data/`. The test part is that of all writers together; without a `test/` it is
+    empty. A writer without training images is no client; its test images count.
 
     The hub has no test part. Of each writer's images a fifth, rounded down, is the test part: the first ones of the
     permutation by `rng(0, 0, n, "femnist test")` for the n-th writer in rising order, counted from 0. So a writer with
@@ -65,8 +65,8 @@ def _find(source: Path) -> Path | None:
     """The folder that holds LEAF's."""
     for name in FOLDERS:
         if any((source / name / "train").glob("*.json")):
-            if not any((source / name / "test").glob("*.json")):
-                raise DatasetError(f"femnist: {source / name} has train/ but no test/ with *.json beside it")
+            if (source / name / "test").is_dir() and not any((source / name / "test").glob("*.json")):
+                raise DatasetError(f"femnist: {source / name} has train/*.json, but its test/ holds no *.json")
             return source / name
     return None
 
@@ -81,7 +81,7 @@ def _not_found(source: Path) -> str:
 
 
 def _read(files: dict[str, list[Path]]) -> dict[str, torch.Tensor]:
-    return _arrays({part: _merged(paths) for part, paths in files.items()})
+    return _arrays({part: _merged(paths) if paths else {} for part, paths in files.items()})
 
 
 def _read_tables(paths: list[Path]) -> dict[str, torch.Tensor]:
@@ -115,9 +115,9 @@ def _arrays(parts: dict[str, Writers]) -> dict[str, torch.Tensor]:
     }
     for part, by_writer in parts.items():
         rows = [by_writer[name] for name in sorted(by_writer)]
-        images = np.concatenate([images for images, _ in rows])
+        images = np.concatenate([np.empty((0, PIXELS), np.uint8), *(images for images, _ in rows)])
         arrays[f"{part}_images"] = torch.from_numpy(images).view(-1, 1, 28, 28)
-        arrays[f"{part}_labels"] = torch.from_numpy(np.concatenate([labels for _, labels in rows]))
+        arrays[f"{part}_labels"] = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(n for _, n in rows)]))
     counts = [len(parts["train"][name][1]) for name in writers]
     arrays["train_writer"] = torch.from_numpy(np.repeat(np.arange(len(writers)), counts))
     return arrays

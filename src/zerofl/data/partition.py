@@ -76,9 +76,15 @@ def natural_partition(dataset: Dataset, clients: int) -> list[Tensor]:
     return list(dataset.clients.values())
 
 
+def node_partition(dataset: Dataset, clients: int) -> list[Tensor]:
+    """All samples, whichever client it is: on a node whose folder holds its own data only."""
+    return [torch.arange(len(dataset.train.labels))] * clients
+
+
 PARTITIONS: dict[str, Callable[[Dataset, int, float, int], list[Tensor]]] = {
     "lda": lambda dataset, clients, alpha, seed: lda_partition(dataset.train.labels, clients, alpha, seed),
     "natural": lambda dataset, clients, alpha, seed: natural_partition(dataset, clients),
+    "node": lambda dataset, clients, alpha, seed: node_partition(dataset, clients),
 }
 
 

@@ -1,5 +1,6 @@
 """The client: receive the model, train it with SWAT on its own data, send a sparse part back (Algorithm 1)."""
 
+import dataclasses
 import functools
 import logging
 import time
@@ -48,6 +49,7 @@ def _failures_as_replies(handler: Handler) -> Handler:
 @_failures_as_replies
 def _train(message: Message, context: Context) -> Message:
     payload, experiment, round, client = read_instruction(message)
+    experiment = _at_node(experiment, context)
     torch.set_num_threads(experiment.threads)
     dataset, (training, _) = _client_data(experiment, client)
     model = empty_model(experiment, dataset)
@@ -87,6 +89,7 @@ def _train(message: Message, context: Context) -> Message:
 @_failures_as_replies
 def _evaluate(message: Message, context: Context) -> Message:
     payload, experiment, _, client = read_instruction(message)
+    experiment = _at_node(experiment, context)
     torch.set_num_threads(experiment.threads)
     dataset, (_, validation) = _client_data(experiment, client)
     if not len(validation):
@@ -96,6 +99,14 @@ def _evaluate(message: Message, context: Context) -> Message:
     loss, accuracy = evaluate(model, dataset.train.take(validation), dataset)
     metrics = MetricRecord({"num-examples": len(validation), "loss": loss, "accuracy": accuracy})
     return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+
+def _at_node(experiment: Experiment, context: Context) -> Experiment:
+    """The experiment with this node's own folder of data, if its --node-config names one as `root`."""
+    root = context.node_config.get("root", experiment.root)
+    if not isinstance(root, str):
+        raise ValueError(f"--node-config: root = {root!r}: expected the folder of the data, in quotes")
+    return dataclasses.replace(experiment, root=root)
 
 
 def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:

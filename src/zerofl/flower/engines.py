@@ -3,7 +3,8 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
@@ -12,12 +13,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from zerofl.experiment import Experiment
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 
 RUN_ID, SERVER_NODE_ID, FIRST_CLIENT_NODE_ID = 1, 1, 2
 
-Engine = Callable[[ServerApp, ClientApp, int, int], None]
-"""(server_app, client_app, clients, threads): run the server app to its end; its exceptions come through."""
+Engine = Callable[[ServerApp, ClientApp, Experiment], None]
+"""(server_app, client_app, experiment): run the server app to its end; its exceptions come through."""
 
 
 class EngineError(Exception):
@@ -31,10 +33,11 @@ class InProcessGrid(Grid):
     a message's id, and the ids that must be set before a Message can be made.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int) -> None:
+    def __init__(self, client_app: ClientApp, clients: int, run_config: UserConfig | None = None) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 0
         self._client_app = client_app
         self._clients = clients
+        self._run_config = run_config or {}
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, Message] = {}
         self._message_ids = count(1)
@@ -81,7 +84,7 @@ class InProcessGrid(Grid):
         node_id = message.metadata.dst_node_id
         if node_id not in self._contexts:
             config: UserConfig = {"partition-id": node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
-            self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), {})
+            self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), self._run_config)
         try:
             reply = self._client_app(message, self._contexts[node_id])
             if not isinstance(reply, Message):
@@ -91,46 +94,88 @@ class InProcessGrid(Grid):
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
 
 
-def check_engine(engine: str, threads: int) -> None:
-    """Whether an engine can be used here, before anything is started.
+def check_engine(engine: str, experiment: Experiment) -> None:
+    """Whether an engine can be used here for an experiment, before anything is started.
 
     Raises:
-        EngineError: Ray is not installed, or a client would need more cores than there are.
+        EngineError: the nodes would have no data of their own; Ray is not installed; or a client would need more cores
+            than this machine has, or a GPU that it does not ask for.
     """
+    e = experiment
+    if e.partition == "node":
+        raise EngineError(
+            "partition = 'node': here all clients share one folder, so no node has data of its own; use 'lda' or "
+            "'natural', or start the nodes as docs/deployment.md says"
+        )
     if engine != "ray":
         return
     if importlib.util.find_spec("ray") is None:
         raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'")
-    if threads > (cores := os.cpu_count() or 1):
-        raise EngineError(f"threads = {threads}: each client on Ray takes as many cores, and this machine has {cores}")
+    if not e.ray_address and (cpus := _client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
+        raise EngineError(
+            f"threads = {e.threads}, client_cpus = {e.client_cpus:g}: each client on Ray takes {cpus:g} cores, and "
+            f"this machine has {cores}"
+        )
+    if e.device != "cpu" and not e.client_gpus:
+        raise EngineError(
+            f"device = {e.device!r}: Ray hides the GPUs from clients that ask for none; set client_gpus, for example "
+            "0.25 for four clients on each GPU"
+        )
 
 
-def run_in_process(server_app: ServerApp, client_app: ClientApp, clients: int, threads: int) -> None:
+def run_in_process(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
     """Run both apps in this process."""
-    grid = InProcessGrid(client_app, clients)
+    grid = InProcessGrid(client_app, experiment.clients)
     server_app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), {}))
 
 
-def run_on_ray(server_app: ServerApp, client_app: ClientApp, clients: int, threads: int) -> None:
-    """Run the server app in this process and the clients in Ray's workers, each with `threads` cores.
+def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
+    """Run the server app in this process and the clients in Ray's workers, here or on the cluster at `ray_address`.
 
     Raises:
-        EngineError: as `check_engine`.
+        EngineError: as `check_engine`; or the cluster is not there, or has no room for a client.
     """
-    check_engine("ray", threads)
-    import ray
+    check_engine("ray", experiment)
     from flwr.simulation import run_simulation
 
+    resources = _client_resources(experiment)
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    resources: dict[str, int | float] = {"num_cpus": threads, "num_gpus": 0.0}
-    init = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    try:
+    with _ray(experiment.ray_address, resources):
         run_simulation(
             server_app,
             client_app,
-            num_supernodes=clients,
-            backend_config={"client_resources": resources, "init_args": init},  # type: ignore[dict-item]
+            num_supernodes=experiment.clients,
+            backend_config={"client_resources": resources},  # type: ignore[dict-item]
         )
+
+
+def _client_resources(experiment: Experiment) -> dict[str, float]:
+    return {"num_cpus": experiment.client_cpus or experiment.threads, "num_gpus": experiment.client_gpus}
+
+
+@contextmanager
+def _ray(address: str, resources: dict[str, float]) -> Iterator[None]:
+    """Ray, started here or joined at an address; Flower uses the one that is there.
+
+    Flower would wait for ever for a worker where none has room, so this is looked at first.
+    """
+    import ray
+
+    settings = {"address": address} if address else {"include_dashboard": False}
+    try:
+        ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise EngineError(f"ray_address = {address!r}: no Ray cluster answers there: {error}") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
+        if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
+            have = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes)
+            raise EngineError(
+                f"a client takes {wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs, and no machine of the cluster has "
+                f"so many (cores and GPUs: {have}); lower client_cpus, threads or client_gpus"
+            )
+        yield
     finally:
         ray.shutdown()
 

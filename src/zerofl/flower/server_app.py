@@ -6,7 +6,7 @@ arrival, turn integer counters into floats, let FedAdam optimise BatchNorm's sta
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from zerofl.wire import Schema, decode, encode_state, schema_of
 Record = dict[str, Any]
 Replies = list[tuple[int, Message]]
 OnRound = Callable[[Record], None]
+
+MOST_EXAMPLES = 2**31 - 1
+"""What a node with data of its own may say it has: nobody can check it."""
 
 
 class RoundError(Exception):
@@ -77,19 +80,16 @@ def serve(
             )
         state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
         optimizer_state, done = checkpoint.optimizer_state, checkpoint.round
-    nodes = _nodes_by_client(grid, experiment)
+    nodes = _wait_for_nodes(grid, experiment)
     adds = UPLINKS[experiment.uplink].adds
-    e = experiment
-    samples = [len(part) for part in client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)]
-    most_examples = max(samples)
-    # A client may be too small to hold anything out: it has no part in the validation.
-    validated = {k for k, count in enumerate(samples) if held_out_count(count, e.validation_fraction)}
+    most_examples, validated = _clients(experiment)
     sparse = [name for name, _ in sparse_layers(model)]
 
     payload = encode_state(state, schema)
     for round in range(done + 1, experiment.rounds + 1):
         started = time.perf_counter()
         clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
+        nodes = nodes_by_client(nodes, grid.get_node_ids(), experiment.clients)
         replies, failures = _exchange(grid, MessageType.TRAIN, payload, nodes, clients, round, experiment)
         average, masks, client_records, uplink_bytes = _sum_updates(
             replies, failures, state, schema, adds, most_examples, round
@@ -144,17 +144,40 @@ def _server_optimizer(experiment: Experiment, parameters: list[str]) -> ServerOp
     )
 
 
-def _nodes_by_client(grid: Grid, experiment: Experiment) -> dict[int, int]:
-    """A node id for every client. Ids are random, and any node can be any client: an instruction says which.
+def _clients(experiment: Experiment) -> tuple[int, set[int]]:
+    """How many samples any client can have, and the clients that hold some out for validation.
 
-    Waits for the nodes to be there: on Ray they come up beside the server.
+    A client may be too small to hold anything out: it has no part in the validation. With data of their own only the
+    nodes know.
     """
+    e = experiment
+    if e.partition == "node":
+        return MOST_EXAMPLES, set(range(e.clients))
+    samples = [len(part) for part in client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)]
+    return max(samples), {k for k, count in enumerate(samples) if held_out_count(count, e.validation_fraction)}
+
+
+def _wait_for_nodes(grid: Grid, experiment: Experiment) -> dict[int, int]:
+    """A node id for every client, once so many are there: on Ray and in a deployment they come up beside the server."""
     deadline = time.monotonic() + experiment.reply_timeout_seconds
-    while len(node_ids := sorted(grid.get_node_ids())) < experiment.clients:
+    while len(nodes := nodes_by_client({}, grid.get_node_ids(), experiment.clients)) < experiment.clients:
         if time.monotonic() > deadline:
-            raise RoundError(f"the experiment has {experiment.clients} clients, but only {len(node_ids)} nodes came")
+            raise RoundError(f"the experiment has {experiment.clients} clients, but only {len(nodes)} nodes came")
         time.sleep(0.1)
-    return dict(enumerate(node_ids[: experiment.clients]))
+    return nodes
+
+
+def nodes_by_client(before: Mapping[int, int], node_ids: Iterable[int], clients: int) -> dict[int, int]:
+    """The node that is each client, of those that are there. An instruction tells a node which client it is to be.
+
+    A node stays the client that it was `before`; a client whose node is gone gets one of those that have newly come, in
+    the order of their ids, and is left out where there is none.
+    """
+    there = sorted(node_ids)
+    nodes = {client: node for client, node in before.items() if node in set(there)}
+    new = iter(sorted(set(there) - set(nodes.values())))
+    vacant = (client for client in range(clients) if client not in nodes)
+    return dict(sorted((nodes | dict(zip(vacant, new, strict=False))).items()))
 
 
 def _exchange(
@@ -167,14 +190,17 @@ def _exchange(
     experiment: Experiment,
 ) -> tuple[Replies, dict[int, str]]:
     """Send the model to the clients; returns their replies in client order, and why the others gave none."""
+    timeout = experiment.reply_timeout_seconds
+    failures = {
+        client: f"no reply within {timeout:g} s" if client in nodes else "its node is gone" for client in clients
+    }
+    clients = [client for client in clients if client in nodes]
     client_of = {nodes[client]: client for client in clients}
     contents = instructions(payload, experiment, round, clients)
     messages = [
         Message(content, nodes[client], message_type, group_id=str(round))
         for client, content in zip(clients, contents, strict=True)
     ]
-    timeout = experiment.reply_timeout_seconds
-    failures = dict.fromkeys(clients, f"no reply within {timeout:g} s")
     replies: dict[int, Message] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
         client = client_of.pop(reply.metadata.src_node_id, None)

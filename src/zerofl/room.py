@@ -1,0 +1,58 @@
+"""Whether the results will find room, before anything is computed."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from zerofl.data import load_dataset
+from zerofl.experiment import Experiment
+from zerofl.layers import sparse_layers
+from zerofl.results import ResultsError
+from zerofl.train import empty_model
+
+# Generous: a line of rounds.jsonl is about 2 kB with ResNet-18's 16 layers, one of clients.jsonl 200 bytes.
+ROUND_BYTES, CLIENT_BYTES = 4_000, 400
+STATES = {"fedavg": 1, "fedadam": 3}
+"""Models in a checkpoint: the state, and FedAdam's two moments."""
+
+
+class Room(NamedTuple):
+    """The bytes that a run leaves behind, and those that it takes beside them while it goes on."""
+
+    kept: int
+    passing: int
+
+
+def room_of(experiment: Experiment) -> Room:
+    """What a run takes on disk, at most."""
+    e = experiment
+    model = empty_model(e, load_dataset(e.dataset, e.root))
+    model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    sparse_bytes = sum(layer.weight.numel() * layer.weight.element_size() for _, layer in sparse_layers(model))
+    snapshots = e.rounds // e.snapshot_every + 1 if e.snapshot_every else 0
+    records = e.rounds * (ROUND_BYTES + e.clients_per_round * CLIENT_BYTES)
+    # A new checkpoint is written whole before the old one goes.
+    return Room(model_bytes + snapshots * sparse_bytes + records, 2 * STATES[e.server_optimizer] * model_bytes)
+
+
+def check_room(out: Path, experiments: Sequence[Experiment]) -> None:
+    """Make the folder `out`, and see that runs of the experiments, one after another, can be written there.
+
+    Raises:
+        ResultsError: it cannot be written, or its disk has less room than they take.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise ResultsError(f"{out}: results cannot be written there: {error}") from error
+    rooms = [room_of(experiment) for experiment in experiments]
+    needed = sum(room.kept for room in rooms) + max((room.passing for room in rooms), default=0)
+    if (free := shutil.disk_usage(out).free) < needed:
+        raise ResultsError(
+            f"{out}: its disk has {free / 1e6:,.0f} MB left, and the runs take up to {needed / 1e6:,.0f} MB; "
+            "make room, or write elsewhere"
+        )

@@ -1,0 +1,55 @@
+"""A run that will not find room is refused before anything is computed."""
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.running import experiment_of, run
+from zerofl.cli import main
+from zerofl.results import ResultsError
+from zerofl.room import check_room, room_of
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2 * free, free, free))
+
+
+def test_a_run_takes_no_more_than_foreseen(cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, snapshot_every=1, server_optimizer="fedadam")
+    run(experiment, tmp_path / "run")
+    taken = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
+    assert 0.5 * room_of(experiment).kept < taken <= room_of(experiment).kept
+    checkpoint = 3 * (tmp_path / "run" / "model.safetensors").stat().st_size
+    assert room_of(experiment).passing == pytest.approx(2 * checkpoint, rel=0.1)
+
+
+def test_a_disk_too_small_is_refused(cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = experiment_of(cifar_root)
+    needed = 2 * room_of(experiment).kept + room_of(experiment).passing
+    disk(monkeypatch, needed)
+    check_room(tmp_path, [experiment, experiment])
+    disk(monkeypatch, needed - 1)
+    with pytest.raises(ResultsError, match=r"its disk has \d+ MB left, and the runs take up to \d+ MB; make room"):
+        check_room(tmp_path, [experiment, experiment])
+
+
+def test_an_unwritable_folder_stops_all_runs_before_the_first(
+    cifar_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.write_text('[base]\nclients = 5\nclients_per_round = 3\n[[run]]\nname = "run"\n')
+    arguments = ["run", str(file), "--root", str(cifar_root)]
+    assert main([*arguments, "--out", str(file / "out")]) == 2
+    assert f"{file / 'out'}: results cannot be written there" in capsys.readouterr().err
+    disk(monkeypatch, 1_000_000)
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert "its disk has 1 MB left, and the runs take up to" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "run").exists()
