@@ -7,8 +7,10 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from zerofl.cli import main
 from zerofl.data import load_dataset
 from zerofl.experiment import SERVER_OPTIMIZERS, Experiment, ExperimentError
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import ENGINES, run_in_process
+from zerofl.flower.engines import ENGINES, EngineError, run_in_process
 from zerofl.flower.messages import read_payload
 from zerofl.flower.server_app import server_app
 from zerofl.layers import sparse_layers
@@ -128,6 +130,36 @@ def test_both_engines_end_in_the_same_weights(cifar_root: Path, tmp_path: Path) 
         run(experiment, tmp_path / engine, engine=engine)
     assert model_bytes(tmp_path / "ray") == model_bytes(tmp_path / "in-process")
     assert without_times(tmp_path / "ray") == without_times(tmp_path / "in-process")
+
+
+def test_an_existing_ray_cluster_ends_in_the_same_weights(cifar_root: Path, tmp_path: Path) -> None:
+    """Two clients at once on one core, half a core each, on a cluster that was there before and is there after."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    ray = str(Path(sys.executable).parent / "ray")
+    port = address.partition(":")[2]
+    start = [ray, "start", "--head", "--port", port, "--num-cpus", "1", "--include-dashboard", "false", "--block"]
+    experiment = experiment_of(cifar_root, rounds=1)
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as short,  # the paths of Ray's sockets must not be long
+        subprocess.Popen(
+            [*start, "--temp-dir", short], stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as head,
+    ):
+        try:
+            assert head.stdout is not None
+            assert any("Ray runtime started" in line for line in head.stdout)
+            on_cluster = dataclasses.replace(experiment, ray_address=address, client_cpus=0.5)
+            run(on_cluster, tmp_path / "cluster", engine="ray")
+            assert model_bytes(tmp_path / "cluster") == model_bytes(run(experiment, tmp_path / "here"))
+            with pytest.raises(EngineError, match=r"a client takes 2 cores and 0 GPUs, and no machine of the cluster"):
+                run(dataclasses.replace(on_cluster, client_cpus=2), tmp_path / "two", engine="ray")
+            assert head.poll() is None
+        finally:
+            os.killpg(head.pid, signal.SIGTERM)
+    with pytest.raises(EngineError, match=r"no Ray cluster answers there"):
+        run(on_cluster, tmp_path / "gone", engine="ray")
 
 
 def test_a_killed_run_resumes_to_the_same_weights_and_record(cifar_root: Path, tmp_path: Path) -> None:

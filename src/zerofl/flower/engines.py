@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -16,6 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from zerofl.experiment import Experiment
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 
+CONNECT_SECONDS = 10
 RUN_ID, SERVER_NODE_ID, FIRST_CLIENT_NODE_ID = 1, 1, 2
 
 Engine = Callable[[ServerApp, ClientApp, Experiment], None]
@@ -161,11 +163,14 @@ def _ray(address: str, resources: dict[str, float]) -> Iterator[None]:
     """
     import ray
 
+    if address:
+        host, _, port = address.rpartition(":")
+        try:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except (OSError, ValueError) as error:
+            raise EngineError(f"ray_address = {address!r}: no Ray cluster answers there: {error}") from error
     settings = {"address": address} if address else {"include_dashboard": False}
-    try:
-        ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise EngineError(f"ray_address = {address!r}: no Ray cluster answers there: {error}") from error
+    ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
