@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
 
-METRICS = ("test_accuracy", "best_test_accuracy")
+METRICS = ("test_accuracy", "best_test_accuracy", "validation_accuracy")
 PAPER_FIGURES = ("accuracy", "deviation", "size", "savings")
 
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """All rows of a file, and which figure of a run the paper reports: its final or its best test accuracy."""
+    """All rows of a file, and which figure of a run the paper reports: one of METRICS."""
 
     rows: list[Row]
     metric: str
