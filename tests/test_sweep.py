@@ -37,6 +37,15 @@ def test_a_seed_from_the_command_line_replaces_the_files(tmp_path: Path) -> None
     assert list(read(tmp_path, FILE, seed=5).experiments()) == ["a-seed5", "b-seed5"]
 
 
+def test_one_name_is_not_given_to_several_runs(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"name = 'x': .*file\.toml has several runs, .* with --out"):
+        read(tmp_path, FILE, name="x")
+    one = '[[run]]\nname = "a"'
+    with pytest.raises(ExperimentError, match="has several runs"):
+        read(tmp_path, f"seeds = [1]\n{one}", name="x")  # it would be NAME-seed1 again
+    assert list(read(tmp_path, one, name="x").experiments()) == ["x"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

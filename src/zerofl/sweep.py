@@ -64,6 +64,11 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
     if not runs:
         raise ExperimentError(f'{path}: has no run; add [[run]] with name = "..."')
     settings = settings or {}
+    if "name" in settings and (seeds is not None or len(runs) > 1):
+        raise ExperimentError(
+            f"name = {settings['name']!r}: {path} has several runs, each in a folder of its name; choose one with "
+            "--only, and where the folders go with --out"
+        )
     if "seed" in settings and seeds is not None:
         seeds = [settings["seed"]]
     rows: list[Row] = []
