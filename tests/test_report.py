@@ -378,10 +378,27 @@ def test_a_damaged_file_is_named_in_one_line(
     assert "top-k-seed1" in printed
 
 
-def test_snapshots_of_other_layers_are_named(sweep: Path) -> None:
-    save_snapshot(sweep / "top-k-seed1", 4, {"another": torch.ones(4)})
-    with pytest.raises(ResultsError, match=r"snapshots, round 4: layers .*another.*, expected as in the first one"):
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({LAYERS[0]: torch.ones(4)}, f"{LAYERS[1]} is not in every round"),
+        (dict.fromkeys(LAYERS, torch.ones(5)), rf"{LAYERS[0]} has shape \(5,\), expected \(4,\) as in the first round"),
+        (dict.fromkeys(LAYERS, torch.full((4,), torch.nan)), f"{LAYERS[0]} has weights that are no numbers"),
+    ],
+)
+def test_damaged_snapshots_are_named(sweep: Path, weights: dict[str, torch.Tensor], message: str) -> None:
+    save_snapshot(sweep / "top-k-seed1", 4, {name: tensor.clone() for name, tensor in weights.items()})
+    with pytest.raises(ResultsError, match=f"snapshots, round 4: {message}"):
         figures(collect(sweep))
+
+
+def test_a_layer_without_a_weight_is_shown_empty(sweep: Path) -> None:
+    for round in (2, 4):
+        save_snapshot(sweep / "top-k-seed1", round, {name: torch.zeros(4) for name in LAYERS})
+    assert figures(collect(sweep))
+    table = persistence_table(collect(sweep))
+    assert table is not None
+    assert table.rows[0][2:] == ["", "0.0%", "0.0%"]
 
 
 def test_a_round_that_is_being_written_is_not_yet_there(sweep: Path) -> None:

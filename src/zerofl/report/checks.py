@@ -80,15 +80,21 @@ def check_summary(summary: Mapping[str, Any], where: str) -> None:
 
 
 def check_snapshots(snapshots: Mapping[int, State], where: str) -> None:
-    """Whether the kept weights of all rounds are of the same layers.
+    """Whether the kept weights of all rounds are numbers, and of the same layers.
 
     Raises:
-        ResultsError: they are not; it says of which round in the folder `where`.
+        ResultsError: they are not; it says which layer of which round in the folder `where`.
     """
-    shapes = {round: {name: tensor.shape for name, tensor in state.items()} for round, state in snapshots.items()}
-    for round, found in shapes.items():
-        if found != (first := next(iter(shapes.values()))):
-            raise ResultsError(f"{where}, round {round}: layers {found}, expected as in the first one, {first}; {FIX}")
+    first = next(iter(snapshots.values()), {})
+    for round, state in snapshots.items():
+        if other := sorted(first.keys() ^ state.keys()):
+            raise ResultsError(f"{where}, round {round}: {other[0]} is not in every round; {FIX}")
+        for name, weights in state.items():
+            if weights.shape != first[name].shape:
+                shapes = f"{tuple(weights.shape)}, expected {tuple(first[name].shape)} as in the first round"
+                raise ResultsError(f"{where}, round {round}: {name} has shape {shapes}; {FIX}")
+            if not weights.isfinite().all():
+                raise ResultsError(f"{where}, round {round}: {name} has weights that are no numbers; {FIX}")
 
 
 def _check(record: Mapping[str, Any], required: Mapping[str, Kind], if_there: Mapping[str, Kind], where: str) -> None:

@@ -152,7 +152,7 @@ def heat_maps(row: ReportRow) -> Figure | None:
             size = snapshots[rounds[0]][layer].numel()
             at = torch.linspace(0, size - 1, min(HEAT_MAP_WEIGHTS, size)).long()
             picture = torch.stack([snapshots[round][layer].flatten()[at].abs() for round in rounds], dim=1).numpy()
-            largest = float(np.quantile(picture[picture > 0], 0.95)) if picture.any() else 1.0
+            largest = float(np.quantile(picture[picture > 0], 0.95)) if (picture > 0).any() else 1.0
             axes.imshow(picture, aspect="auto", cmap="gray_r", vmin=0, vmax=largest, interpolation="nearest")
             axes.set_title(layer, fontsize=8)
             axes.set_yticks([])
@@ -176,7 +176,7 @@ def persistence_table(collection: Collection) -> Table | None:
             kept = [float((a & b).sum() / a.sum()) for a, b in pairwise(masks) if a.any()]
             whole = float((masks[0] & masks[-1]).sum() / masks[0].sum()) if masks[0].any() else 0.0
             chance = float(masks[-1].float().mean())
-            rows.append([row.name, layer, f"{np.mean(kept):.1%}", f"{whole:.1%}", f"{chance:.1%}"])
+            rows.append([row.name, layer, f"{np.mean(kept):.1%}" if kept else "", f"{whole:.1%}", f"{chance:.1%}"])
     if not rows:
         return None
     every = collection.started[0].experiment.snapshot_every
