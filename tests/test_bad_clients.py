@@ -215,8 +215,8 @@ def test_a_clients_words_are_cut_and_cleaned(cifar_root: Path, tmp_path: Path) -
 
 
 def test_ray_says_when_a_client_would_need_more_cores_than_there_are(cifar_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"threads = 4096, client_cpus = 0: each client on Ray takes 4096 cores"):
-        run(experiment_of(cifar_root, threads=4096), tmp_path / "run", engine="ray")
+    with pytest.raises(EngineError, match=r"threads = 1024, client_cpus = 0: each client on Ray takes 1024 cores"):
+        run(experiment_of(cifar_root, threads=1024), tmp_path / "run", engine="ray")
 
 
 def test_too_few_good_replies_stop_the_run_with_their_causes(cifar_root: Path, tmp_path: Path) -> None:

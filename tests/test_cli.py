@@ -101,8 +101,8 @@ def test_a_failed_run_lets_the_others_go_on(file: str, tmp_path: Path, capsys: p
         ),
         (["--set", "model=leaf_cnn"], "model = 'leaf_cnn' does not take images of (3, 32, 32), which cifar10 has"),
         (
-            ["--engine", "ray", "--set", "threads=4096"],
-            "each client on Ray takes 4096 cores, and",
+            ["--engine", "ray", "--set", "threads=1024"],
+            "each client on Ray takes 1024 cores, and",
         ),
         (["--set", "partition=node"], "partition = 'node': here all clients share one folder"),
         (["--engine", "ray", "--set", "client_cpus=9999"], "client_cpus = 9999: each client on Ray takes 9999 cores"),

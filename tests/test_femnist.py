@@ -78,6 +78,17 @@ def test_a_changed_file_is_read_anew(femnist_root: Path) -> None:
     assert len(after.train.labels) == 5
 
 
+@pytest.mark.parametrize("left", [0, 7, 500, -1])
+def test_a_damaged_cache_is_made_anew(femnist_root: Path, left: int) -> None:
+    before = load_femnist(str(femnist_root))
+    (file,) = (femnist_root.parent / "cache").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:left])
+    after = load_femnist(str(femnist_root))
+    assert torch.equal(after.train.images, before.train.images)
+    assert file.read_bytes() == whole
+
+
 def test_a_cache_that_cannot_be_written_warns_and_goes_on(femnist_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = femnist_root / "file"
     blocked.touch()
@@ -117,6 +128,8 @@ def changed(**values: Any) -> dict[str, Any]:
         (changed(x=[[float("nan")] * 784] * 2), r"writer writer_a: expected pixels from 0 \(ink\) to 1 \(paper\)"),
         (changed(y=[0, 62]), r"writer writer_a: expected whole labels from 0 to 61, found \[ 0 62\]"),
         (changed(y=[0.5, 1.5]), "writer writer_a: expected whole labels from 0 to 61"),
+        (leaf_file({"writer_a": 2}, "train") | {"num_samples": [3]}, "writer_a: has 2 images, but num_samples = 3"),
+        (leaf_file({"writer_a": 2}, "train") | {"num_samples": 2}, "expected num_samples for each of its 1 users"),
         (leaf_file({"writer_b": 1}, "train"), "writer writer_b is in .* and in another file"),
     ],
 )  # fmt: skip

@@ -46,7 +46,7 @@ def test_bad_arguments_are_named() -> None:
         partitioned([0, 1, 1], 2, 1.0, 1).load_partition(-1)
     with pytest.raises(ValueError, match="clients = 4: expected 1 to 3"):
         partitioned([0, 1, 1], 4, 1.0, 1).load_partition(0)
-    with pytest.raises(ValueError, match="alpha = 0: expected a positive number"):
+    with pytest.raises(ValueError, match="alpha = 0: expected a number from"):
         partitioned([0, 1, 1], 2, 0, 1).load_partition(0)
     for column, message in (
         ("name", "expected whole numbers from 0, found 'b'; make them with"),

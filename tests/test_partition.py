@@ -3,13 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zerofl.data.partition import lda_partition, validation_split
+from zerofl.data.partition import LEAST_ALPHA, MOST_ALPHA, lda_partition, validation_split
 
 
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=300),
-    st.sampled_from([1e-6, 0.01, 0.1, 1.0, 1000.0]),
+    st.sampled_from([LEAST_ALPHA, 0.01, 0.1, 1.0, 1000.0, MOST_ALPHA]),
     st.integers(0, 5),
     st.data(),
 )
@@ -57,7 +57,12 @@ def test_a_tiny_alpha_gives_few_classes_also_when_a_clients_first_are_exhausted(
 
 @pytest.mark.parametrize(
     ("clients", "alpha", "message"),
-    [(0, 1.0, "clients = 0"), (5001, 1.0, "clients = 5001: expected 1 to 5000"), (5, 0.0, "alpha = 0.0")],
+    [
+        (0, 1.0, "clients = 0"),
+        (5001, 1.0, "clients = 5001: expected 1 to 5000"),
+        (5, 0.0, "alpha = 0.0"),
+        (5, 1e308, "alpha = 1e"),
+    ],
 )
 def test_bad_arguments_are_named(clients: int, alpha: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

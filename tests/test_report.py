@@ -3,20 +3,33 @@
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.torch
 import tomli_w
 import torch
+from matplotlib.axes import Axes
 
 from zerofl.cli import main
+from zerofl.data import DATASETS, femnist, load_dataset, speech
+from zerofl.experiment import Experiment
+from zerofl.models import build_model
+from zerofl.paper_bytes import PAPER_MB
+from zerofl.report.cells import Beside, Table, as_csv, lines_of, markdown
 from zerofl.report.collect import collect
-from zerofl.report.figures import figures, persistence_table
-from zerofl.report.tables import markdown, paper_table, row_table, settings_table, tables, time_table
-from zerofl.results import ResultsError, save_snapshot
-from zerofl.sweep import read_sweep
+from zerofl.report.figures import accuracy as accuracy_figure
+from zerofl.report.figures import by_mask_ratio, figures, persistence_table
+from zerofl.report.page import write_report
+from zerofl.report.sizes import SHAPES, counted_bytes
+from zerofl.report.tables import paper_table, row_table, settings_table, tables, time_table
+from zerofl.results import ResultsError, read_experiment, read_summary, save_snapshot
+from zerofl.sweep import METRICS, read_sweep
+from zerofl.wire import schema_of
 
 SWEEP = """# What this reproduces,
 # in two lines.
@@ -77,6 +90,7 @@ def record_of(row: str, seed: int, round: int, uplink: str) -> dict[str, Any]:
 
 def summary_of(row: str, seed: int) -> dict[str, Any]:
     return {
+        "validation_accuracy": accuracy(row, seed, 4) - 0.1,
         "test_accuracy": accuracy(row, seed, 4), "best_test_accuracy": accuracy(row, seed, 4) + 0.01,
         "uplink_bytes": 4 * 10 * UPLINK_BYTES.get(row, 10_000_000), "updates": 40, "full_model_bytes": 44_000_000,
         "train_seconds": 4 * SECONDS.get(row, 1.0), "threads": 2, "machine": "a machine", "versions": {"torch": "2.13"},
@@ -89,15 +103,16 @@ def sweep(tmp_path: Path) -> Path:
     return write_sweep(tmp_path / "sweep")
 
 
-def cells(table: Any, row: str) -> dict[str, str]:
+def cells(table: Table, row: str) -> dict[str, str]:
+    """The cells of a row by column, the lines of each with a space in between."""
     (line,) = (line for line in table.rows if line[0] == row)
-    return dict(zip(table.columns, line, strict=True))
+    return {column: " ".join(lines_of(cell)) for column, cell in zip(table.columns, line, strict=True)}
 
 
 def test_a_row_shows_mean_and_deviation_of_its_seeds_beside_the_papers(sweep: Path) -> None:
     collection = collect(sweep)
     assert collection.about == "What this reproduces, in two lines."
-    assert [row.name for row in collection.rows] == ["swat", "top-k", "dense"]
+    assert [row.name for row in collection.rows] == ["swat", "top-k", "dense", "never-run"]
     line = cells(row_table(collection), "swat")
     # Seeds 1 and 2 end at 0.56 and 0.58: the sample deviation of two values is their difference over sqrt(2).
     assert line["Final accuracy %"] == "57.00 ± 1.41"
@@ -106,17 +121,27 @@ def test_a_row_shows_mean_and_deviation_of_its_seeds_beside_the_papers(sweep: Pa
     assert line["Difference"] == "-17.00"
     assert line["MB an update"] == "40.00 (43.7)"
     assert line["Savings"] == "1.1x (1.0x)"
-    assert line["Rounds"] == "4 of 4"
+    assert (line["Seeds finished"], line["Not finished"]) == ("2 of 2", "")
     assert cells(row_table(collection), "dense")["Paper %"] == ""
 
 
 def test_the_papers_layout_has_a_column_for_each_strategy(sweep: Path) -> None:
     table = paper_table(collect(sweep))
     assert table is not None
-    assert table.columns[3:6] == ["Dense FedAvg NIID", "Full Model (SWAT) NIID", "Top-K-W. NIID"]
-    assert [line[1:3] for line in table.rows] == [["0%", "—"], ["95%", "—"], ["95%", "0.1"]]
-    assert table.rows[2][5] == "47.00 ± 1.41 (73.65)"
-    assert table.rows[2][3:5] == ["", ""]
+    strategies = ["Dense FedAvg NIID", "Full Model (SWAT) IID", "Full Model (SWAT) NIID", "Top-K-W. NIID"]
+    assert table.columns[2:6] == strategies
+    assert [line[:2] for line in table.rows] == [["0%", "—"], ["95%", "—"], ["95%", "0.1"]]
+    assert table.rows[2][5] == Beside("47.00 ± 1.41", "73.65")
+    assert table.rows[2][2:5] == ["", "", ""]
+    assert table.rows[1][3] == Beside("no round yet", "")
+
+
+def test_the_papers_layout_names_the_data_set_where_there_are_several(tmp_path: Path) -> None:
+    text = SWEEP.replace('name = "dense"', 'name = "dense", dataset = "femnist"')
+    table = paper_table(collect(write_sweep(tmp_path / "sweep", text)))
+    assert table is not None
+    assert table.columns[0] == "Dataset"
+    assert [line[0] for line in table.rows] == ["cifar10", "cifar10", "femnist"]
 
 
 def test_rows_that_would_share_a_cell_have_no_such_table(tmp_path: Path) -> None:
@@ -194,18 +219,19 @@ def test_the_page_is_self_contained_and_its_tables_are_the_markdowns_and_csvs(sw
     for table in tables(collect(sweep)):
         assert markdown(table) in text
         for line in table.rows:
-            assert all(cell.replace("'", "&#x27;") in page for cell in line)
+            assert all(part.replace("'", "&#x27;") in page for cell in line for part in lines_of(cell))
     lines = list(csv.reader(out.with_suffix(".csv").read_text().splitlines()))
-    assert ["sweep", "Every row", "swat", "2", "4 of 4", "57.00 ± 1.41"] in [line[:6] for line in lines]
+    assert ["sweep", "Every row", "swat", "2 of 2", "", "57.00 ± 1.41"] in [line[:6] for line in lines]
 
 
 def test_a_row_that_is_not_finished_is_shown_as_far_as_it_has_come(tmp_path: Path) -> None:
     collection = collect(write_sweep(tmp_path / "sweep", unfinished="top-k"))
     line = cells(row_table(collection), "top-k")
-    assert (line["Seeds"], line["Rounds"], line["Final accuracy %"]) == ("0", "2 of 4", "")
+    far = "seed 1: round 2 of 4, seed 2: round 2 of 4"
+    assert (line["Seeds finished"], line["Not finished"], line["Final accuracy %"]) == ("0 of 2", far, "")
     table = paper_table(collection)
     assert table is not None
-    assert table.rows[2][5] == "not finished (73.65)"
+    assert table.rows[2][5] == Beside("round 2 of 4", "73.65")
     assert figures(collection)
 
 
@@ -215,3 +241,250 @@ def test_what_is_not_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["report", str(tmp_path / "nowhere"), "--out", str(tmp_path / "r.html")]) == 2
     assert "nowhere holds no run" in capsys.readouterr().err
     assert not (tmp_path / "r.html").exists()
+
+
+def test_every_row_and_seed_of_the_file_is_there(sweep: Path) -> None:
+    """One that was not run, one of whose seeds one was, and one whose second seed has two rounds."""
+    shutil.rmtree(sweep / "swat-seed2")
+    (sweep / "top-k-seed2" / "summary.json").unlink()
+    keep_rounds(sweep / "top-k-seed2", 2)
+    table = row_table(collect(sweep))
+    found = {name: cells(table, name) for name in ("swat", "top-k", "dense", "never-run")}
+    assert {name: (line["Seeds finished"], line["Not finished"]) for name, line in found.items()} == {
+        "swat": ("1 of 2", "seed 2: no round yet"),
+        "top-k": ("1 of 2", "seed 2: round 2 of 4"),
+        "dense": ("2 of 2", ""),
+        "never-run": ("0 of 2", "no round yet"),
+    }
+    assert found["swat"]["Final accuracy %"] == "56.00"
+    papers = paper_table(collect(sweep))
+    assert papers is not None
+    assert papers.rows[1][4] == Beside("56.00\n1 of 2 seeds", "74.00 ± 0.74")
+
+
+def test_a_seed_of_ones_own_is_a_seed_of_its_row(sweep: Path) -> None:
+    (sweep / "swat-seed2").rename(sweep / "swat-seed7")
+    assert cells(row_table(collect(sweep)), "swat")["Seeds finished"] == "2 of 3"
+
+
+def test_an_unfinished_seed_leaves_the_others_curves_as_long_as_they_are(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_rounds(sweep / "swat-seed2", 2)
+    drawn: dict[str, tuple[list[int], list[float]]] = {}
+    plot = Axes.plot
+
+    def watched(axes: Axes, x: list[int], y: list[float], label: str, **look: Any) -> None:
+        drawn[label] = (x, y)
+        plot(axes, x, y, label=label, **look)
+
+    monkeypatch.setattr(Axes, "plot", watched)
+    accuracy_figure(collect(sweep))
+    rounds, values = drawn["swat"]
+    assert rounds == [1, 2, 3, 4]
+    both = [(accuracy("swat", 1, round) + accuracy("swat", 2, round)) / 2 for round in (1, 2)]
+    expected = [*both, accuracy("swat", 1, 3), accuracy("swat", 1, 4)]
+    np.testing.assert_allclose(values, np.array(expected) * 100)
+
+
+def four_ratios(*settings: str) -> str:
+    rows = [
+        f'{{ name = "mask-{ratio}-{i}", mask_ratio = {ratio}, {more} }}'
+        for i, more in enumerate(settings)
+        for ratio in (0.1, 0.2, 0.3, 0.4)
+    ]
+    return f"run = [{', '.join(rows)}]\n[base]\nrounds = 4"
+
+
+def test_figure_4_has_a_line_for_each_way_of_dealing(tmp_path: Path) -> None:
+    text = four_ratios("alpha = 1.0", "alpha = 1000.0", 'dataset = "femnist"')
+    figure = by_mask_ratio(collect(write_sweep(tmp_path / "sweep", text)))
+    assert figure is not None
+    picture = figure.svg.decode()
+    assert all(f"Top-K-W., 95%, {dealt}" in picture for dealt in ("cifar10, NIID", "cifar10, IID", "femnist, NIID"))
+
+
+def test_figure_4_needs_four_different_mask_ratios_in_one_line(tmp_path: Path) -> None:
+    """As in Table 1, whose three are there IID and not; and three of which one is there twice."""
+    text = four_ratios("alpha = 1.0", "alpha = 1000.0").replace("mask_ratio = 0.4", "mask_ratio = 0.3")
+    assert by_mask_ratio(collect(write_sweep(tmp_path / "sweep", text))) is None
+
+
+def test_a_dense_row_has_no_heat_map(sweep: Path) -> None:
+    for file in (sweep / "dense-seed1" / "snapshots").iterdir():
+        file.write_bytes(safetensors.torch.save({}))
+    headings = [figure.heading for figure in figures(collect(sweep))]
+    assert not any(heading.endswith("dense") for heading in headings)
+    assert persistence_table(collect(sweep))
+
+
+def test_the_page_must_be_html_and_is_not_written_over_what_is_no_report(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("report.md", "report", "sweep.csv"):
+        assert main(["report", str(sweep), "--out", str(tmp_path / name)]) == 2
+        assert f"{name}: expected a name ending in .html" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    for suffix in (".html", ".md", ".csv"):
+        mine = tmp_path / f"mine{suffix}"
+        mine.write_text("# My own")
+        assert main(["report", str(sweep), "--out", str(tmp_path / "mine.html")]) == 2
+        assert f"mine{suffix} is there and was not made by zerofl report" in capsys.readouterr().err
+        assert mine.read_text() == "# My own"
+        mine.unlink()
+    for _ in range(2):  # the second over the first
+        assert main(["report", str(sweep), "--out", str(tmp_path / "report.html")]) == 0
+
+
+def test_a_folder_given_twice_is_there_once(sweep: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    assert main(["report", str(sweep), f"{sweep}/../{sweep.name}", "--out", str(out)]) == 0
+    assert out.read_text().count("<h2>") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("summary.json", "{", "summary.json: expected a JSON object, but it is damaged: Expecting"),
+        ("summary.json", "[]", "summary.json: expected a JSON object, but it is damaged: it is list"),
+        ("summary.json", "{}", "summary.json: has no uplink_bytes, expected a positive number"),
+        ("summary.json", "\xff", "summary.json: expected a JSON object"),
+        ("experiment.toml", "rounds = ", "experiment.toml: expected the settings of a run, but it is damaged"),
+        ("experiment.toml", "turns = 3", "experiment.toml: expected the settings of a run, but it is damaged: unknown"),
+        ("rounds.jsonl", "{}\n", "rounds.jsonl, line 1: has no round, expected a whole number"),
+        ("rounds.jsonl", "nothing\n{}\n", "rounds.jsonl, line 1: expected a JSON object, but it is damaged"),
+        (
+            "rounds.jsonl",
+            '{"round": 1, "examples": 1, "nonzero_ratio": {}, "train_loss": "high"}\n',
+            "rounds.jsonl, line 1: train_loss = 'high': expected a number or null",
+        ),
+        (
+            "rounds.jsonl",
+            '{"round": 1, "examples": 1, "nonzero_ratio": {}, "test_accuracy": NaN}\n',
+            "rounds.jsonl, line 1: test_accuracy = nan: expected a number or null",
+        ),
+        ("snapshots/round-00002.safetensors", "cut", "round-00002.safetensors: expected the kept weights of a round"),
+        ("snapshots/round-two.safetensors", "", "round-two.safetensors: expected a name such as"),
+    ],
+)
+def test_a_damaged_file_is_named_in_one_line(
+    sweep: Path, capsys: pytest.CaptureFixture[str], file: str, content: str, message: str
+) -> None:
+    (sweep / "top-k-seed1" / file).write_text(content, encoding="latin-1")
+    assert main(["report", str(sweep), "--out", str(sweep / "r.html")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert message in printed
+    assert "top-k-seed1" in printed
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({LAYERS[0]: torch.ones(4)}, f"{LAYERS[1]} is not in every round"),
+        (dict.fromkeys(LAYERS, torch.ones(5)), rf"{LAYERS[0]} has shape \(5,\), expected \(4,\) as in the first round"),
+        (dict.fromkeys(LAYERS, torch.full((4,), torch.nan)), f"{LAYERS[0]} has weights that are no numbers"),
+    ],
+)
+def test_damaged_snapshots_are_named(sweep: Path, weights: dict[str, torch.Tensor], message: str) -> None:
+    save_snapshot(sweep / "top-k-seed1", 4, {name: tensor.clone() for name, tensor in weights.items()})
+    with pytest.raises(ResultsError, match=f"snapshots, round 4: {message}"):
+        figures(collect(sweep))
+
+
+def test_a_layer_without_a_weight_is_shown_empty(sweep: Path) -> None:
+    for round in (2, 4):
+        save_snapshot(sweep / "top-k-seed1", round, {name: torch.zeros(4) for name in LAYERS})
+    assert figures(collect(sweep))
+    table = persistence_table(collect(sweep))
+    assert table is not None
+    assert table.rows[0][2:] == ["", "0.0%", "0.0%"]
+
+
+def test_a_round_that_is_being_written_is_not_yet_there(sweep: Path) -> None:
+    keep_rounds(sweep / "swat-seed1", 2)
+    with (sweep / "swat-seed1" / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3, "examp')
+    assert [len(run.rounds) for run in collect(sweep).rows[0].runs] == [2, 4]
+
+
+def test_a_name_is_no_formula_no_tag_and_no_column(sweep: Path, tmp_path: Path) -> None:
+    name = "<b>$a|b$\\"
+    (sweep / "dense-seed1").rename(sweep / name)
+    (written,) = (c for c in [collect(sweep)])
+    out = tmp_path / "report.html"
+    write_report([written], out)
+    assert "<b>" not in out.read_text()
+    assert "| &lt;b>$a\\|b$\\ |" in out.with_suffix(".md").read_text()
+
+
+def test_markdown_keeps_a_cell_in_its_line() -> None:
+    table = Table("A\nheading", ["x|y"], [[Beside("1\n2", "<3")]], "a\nnote")
+    assert markdown(table) == "### A heading\n\n| x\\|y |\n| --- |\n| 1<br>2<br>(&lt;3) |\n\na note\n"
+
+
+def test_tables_of_one_heading_have_one_header_and_the_papers_figures_their_own_column() -> None:
+    named = [
+        ("one", Table("T", ["Row", "MB"], [["a", Beside("1.0", "2.0")]])),
+        ("one", Table("U", ["Row"], [["a"]])),
+        ("two", Table("T", ["Row", "Loss"], [["b", "3"]])),
+    ]
+    assert as_csv(named).splitlines() == [
+        'folder,table,Row,MB,"MB, paper",Loss', "one,T,a,1.0,2.0,", "two,T,b,,,3", "", "folder,table,Row", "one,U,a",
+    ]  # fmt: skip
+
+
+def test_the_paper_counts_its_own_models_as_it_prints_them() -> None:
+    for mask_ratio, printed in ((0.0, 5.9), (0.1, 14.4), (0.2, 23.0)):
+        counted = counted_bytes(Experiment(sparsity=0.95, mask_ratio=mask_ratio))
+        assert counted / PAPER_MB == pytest.approx(printed, abs=0.07)
+    assert counted_bytes(Experiment(uplink="full")) / PAPER_MB == pytest.approx(43.7, abs=0.06)
+    assert counted_bytes(Experiment(sparsity=0.0)) == 2 * counted_bytes(Experiment(uplink="full"))
+
+
+def test_a_narrower_models_sizes_are_not_the_papers(tmp_path: Path) -> None:
+    collection = collect(write_sweep(tmp_path / "sweep", f"{SWEEP}width = 16"))
+    table = row_table(collection)
+    assert cells(table, "swat")["MB an update"] == "40.00 (43.7 at width 64)"
+    # A sixteenth of the full width's, and a little more: the stem and the last layer shrink less.
+    assert cells(table, "swat")["The paper's count, MB"] == "2.7"
+    assert "ResNet-18 at width 16, the paper's at width 64" in table.note
+    assert "at width" not in row_table(collect(write_sweep(tmp_path / "whole"))).note
+
+
+def test_the_shapes_are_those_of_the_data_sets(cifar_root: Path) -> None:
+    assert SHAPES.keys() == DATASETS.keys()
+    for name, root in (("cifar10", str(cifar_root)), ("mnist5k", "")):
+        dataset = load_dataset(name, root)
+        assert SHAPES[name] == (dataset.train.images.shape[1], len(dataset.classes))
+    assert [SHAPES[name][1] for name in ("femnist", "speech_commands")] == [len(femnist.CLASSES), len(speech.CLASSES)]
+    assert SHAPES["speech_commands_by_speaker"] == SHAPES["speech_commands"]
+
+
+def test_recorded_runs_sent_models_of_these_shapes() -> None:
+    """The length of the whole model in each recorded summary is that of the model which the sizes are counted of."""
+    folders = [path.parent for path in (Path(__file__).parent.parent / "results").glob("*/*/summary.json")]
+    assert folders
+    for folder in folders:
+        e = read_experiment(folder)
+        channels, classes = SHAPES[e.dataset]
+        schema = schema_of(build_model(e.model, classes, channels, e.width).state_dict())
+        assert read_summary(folder)["full_model_bytes"] == schema.dense_bytes, folder
+
+
+def test_a_sweep_may_report_validation_accuracy(tmp_path: Path) -> None:
+    text = f'metric = "validation_accuracy"\n{SWEEP}'
+    table = paper_table(collect(write_sweep(tmp_path / "sweep", text)))
+    assert table is not None
+    assert table.heading == "Validation accuracy as the paper's table has it"
+    line = cells(row_table(collect(tmp_path / "sweep")), "swat")
+    # 0.1 below the final test accuracy, which is 0.57 in the mean.
+    assert line["Validation accuracy %"] == "47.00 ± 1.41"
+    assert line["Difference"] == "-27.00"
+    assert "validation_accuracy" in METRICS
+
+
+def keep_rounds(run: Path, rounds: int) -> None:
+    """As if the run had been stopped, or gone on, after these rounds."""
+    lines = (run / "rounds.jsonl").read_text().splitlines(keepends=True)
+    (run / "rounds.jsonl").write_text("".join(lines[:rounds]))

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.running import experiment_of, run
 from zerofl import results
 from zerofl.experiment import Experiment
 from zerofl.results import Checkpoint, ResultsError, check_run, load_checkpoint, open_run, save_checkpoint, save_round
@@ -104,3 +105,25 @@ def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         open_run(tmp_path / "file" / "run", Experiment())
+
+
+def test_a_last_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    """Cut at any byte, the file has the lines that are whole; one that only lacks its end of line is."""
+    lines = [json.dumps(record(round)).encode() + b"\n" for round in (1, 2)]
+    path = tmp_path / "rounds.jsonl"
+    for cut in range(len(lines[1]) + 1):
+        path.write_bytes(lines[0] + lines[1][:cut])
+        assert rounds_in(path) == ([1, 2] if cut >= len(lines[1]) - 1 else [1])
+
+
+def test_another_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n{"rou\n{"round": 3}\n')
+    with pytest.raises(ResultsError, match=r"rounds\.jsonl, line 2: expected a JSON object, but it is damaged"):
+        results.read_lines(tmp_path / "rounds.jsonl")
+
+
+def test_a_dense_run_keeps_no_empty_snapshots(cifar_root: Path, tmp_path: Path) -> None:
+    run(experiment_of(cifar_root, rounds=1, sparsity=0.0, uplink="full", snapshot_every=1), tmp_path / "dense")
+    assert not (tmp_path / "dense" / "snapshots").exists()
+    run(experiment_of(cifar_root, rounds=1, snapshot_every=1), tmp_path / "sparse")
+    assert list(results.read_snapshots(tmp_path / "sparse")) == [1]

@@ -6,7 +6,8 @@ import pytest
 import soundfile
 import torch
 
-from zerofl.data import DatasetError
+from zerofl.data import DatasetError, load_dataset
+from zerofl.data.check import check_dataset
 from zerofl.data.speech import (
     CLASSES,
     SILENCE,
@@ -19,6 +20,7 @@ from zerofl.data.speech import (
 
 SPEAKERS = [f"{i:08x}" for i in range(40)]
 WORDS = ("yes", "go", "bed")
+NO_CHECKSUM = ("there is no published checksum to compare with: only the counts were",)
 
 
 def write_wav(path: Path, samples: int, rate: int = 16_000, channels: int = 1, seed: int = 0) -> None:
@@ -147,3 +149,40 @@ def test_a_copy_without_the_official_parts_names_the_other_split(speech_root: Pa
             path.unlink()
     with pytest.raises(DatasetError, match="none of them is in the testing part.*speech_commands_by_speaker"):
         load_speech_commands(str(speech_root))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_clip_with_samples_that_are_no_numbers_is_named(speech_root: Path, value: float) -> None:
+    path = speech_root / "yes" / "00000001_nohash_0.wav"
+    sound = np.zeros(16_000, np.float32)
+    sound[7] = value
+    soundfile.write(path, sound, 16_000, subtype="FLOAT")
+    with pytest.raises(DatasetError, match=r"yes/00000001_nohash_0.wav has samples that are infinite or not a number"):
+        load_speech_commands_by_speaker(str(speech_root))
+
+
+def test_a_suffix_in_capitals_is_the_same(speech_root: Path) -> None:
+    before = load_speech_commands_by_speaker(str(speech_root))
+    for path in speech_root.glob("[a-z_]*/*.wav"):
+        path.rename(path.with_suffix(".WAV"))
+    after = load_speech_commands_by_speaker(str(speech_root))
+    assert torch.equal(after.train.images, before.train.images)
+    assert after.clients.keys() == before.clients.keys()
+
+
+@pytest.mark.parametrize("folder", ["yes", "_background_noise_"])
+def test_sounds_in_another_format_are_refused(speech_root: Path, folder: str) -> None:
+    for name in ("a.flac", "b.MP3", "c.ogg", "d.m4a"):
+        (speech_root / folder / name).touch()
+    message = rf"{folder}/a\.flac, .*b\.MP3, .*c\.ogg and 1 more: expected \.wav files only"
+    with pytest.raises(DatasetError, match=message):
+        load_speech_commands_by_speaker(str(speech_root))
+
+
+def test_other_files_are_left_out_and_remarked_on(speech_root: Path) -> None:
+    assert check_dataset("speech_commands", str(speech_root)).remarks == NO_CHECKSUM
+    load_dataset.cache_clear()
+    for name in ("notes.txt", ".DS_Store", "._a.wav"):
+        (speech_root / "yes" / name).touch()
+    remarks = check_dataset("speech_commands", str(speech_root)).remarks
+    assert remarks == (*NO_CHECKSUM, f"not read, as they are no clips: {speech_root / 'yes' / 'notes.txt'}")

@@ -37,6 +37,15 @@ def test_a_seed_from_the_command_line_replaces_the_files(tmp_path: Path) -> None
     assert list(read(tmp_path, FILE, seed=5).experiments()) == ["a-seed5", "b-seed5"]
 
 
+def test_one_name_is_not_given_to_several_runs(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"name = 'x': .*file\.toml has several runs, .* with --out"):
+        read(tmp_path, FILE, name="x")
+    one = '[[run]]\nname = "a"'
+    with pytest.raises(ExperimentError, match="has several runs"):
+        read(tmp_path, f"seeds = [1]\n{one}", name="x")  # it would be NAME-seed1 again
+    assert list(read(tmp_path, one, name="x").experiments()) == ["x"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -63,10 +72,29 @@ def test_table_1_has_every_row_of_the_paper() -> None:
     """Two sparsities, IID and not, the full model and three strategies with three mask ratios, three seeds."""
     for preset in ("table1-cifar10", "table1-speech", "table3-speech"):
         sweep = read_sweep(find_sweep(preset))
-        assert len(sweep.rows) == 2 * 2 * (1 + 3 * 3)
-        assert all(row.paper.keys() == {"accuracy", "deviation", "size", "savings"} for row in sweep.rows)
+        rows = [row for row in sweep.rows if row.name != "dense"]
+        assert len(rows) == 2 * 2 * (1 + 3 * 3)
+        assert all(row.paper.keys() == {"accuracy", "deviation", "size", "savings"} for row in rows)
         assert len(sweep.experiments()) == 3 * len(sweep.rows)
         keys = {(e.sparsity, e.alpha, e.uplink, e.mask_ratio) for e in sweep.experiments().values()}
         assert len(keys) == len(sweep.rows)
     assert len(read_sweep(find_sweep("table2-fedadam")).rows) == 2 * 10
-    assert len(read_sweep(find_sweep("table1-femnist")).rows) == 10
+    assert len(read_sweep(find_sweep("table1-femnist")).rows) == 10 + 1
+
+
+@pytest.mark.parametrize("preset", ["table1-cifar10", "table1-speech", "table1-femnist"])
+def test_table_1_ends_with_dense_training_to_compare_times_with(preset: str) -> None:
+    *_, dense = read_sweep(find_sweep(preset)).rows
+    assert all((e.sparsity, e.activation_sparsity, e.uplink) == (0.0, 0.0, "full") for e in dense.experiments)
+    assert dense.paper == {}
+
+
+@pytest.mark.parametrize("preset", ["figure1", "figure2", "figure4"])
+def test_the_papers_figures_are_run_with_three_seeds(preset: str) -> None:
+    assert all([e.seed for e in row.experiments] == [1, 2, 3] for row in read_sweep(find_sweep(preset)).rows)
+
+
+def test_what_is_compared_by_validation_is_validated() -> None:
+    sweep = read_sweep(find_sweep("figure1"))
+    assert sweep.metric == "validation_accuracy"
+    assert all(e.validate_every and e.validation_fraction for e in sweep.experiments().values())

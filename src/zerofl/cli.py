@@ -211,9 +211,12 @@ def _report(options: argparse.Namespace, console: Console, errors: Console) -> i
     if importlib.util.find_spec("matplotlib") is None:
         raise ResultsError("the report's figures need matplotlib: pip install 'zerofl[report]'")
     from zerofl.report.collect import collect
-    from zerofl.report.page import write_report
+    from zerofl.report.page import check_out, write_report
 
-    for path in write_report([collect(directory) for directory in options.directories], options.out):
+    check_out(options.out)
+    directories = {directory.resolve(): directory for directory in options.directories}  # each once
+    collections = [collect(directory) for directory in directories.values()]
+    for path in write_report(collections, options.out):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 0
 

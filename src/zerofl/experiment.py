@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from zerofl.data import DATASETS, PARTITIONS
+from zerofl.data.partition import ALPHAS, LEAST_ALPHA, MOST_ALPHA
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
 from zerofl.uplink import UPLINKS
 from zerofl.wire import POSITIONS, VALUES
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
+MOST_THREADS = 1024
 
 
 class ExperimentError(ValueError):
@@ -28,9 +30,9 @@ class Experiment:
     Where: `name` of the run and its folder; `seed` of all randomness.
 
     Data: `dataset` from the folder or archive `root`; dealt to `clients` by `partition`: "lda" with `alpha` (1 is the
-    paper's non-IID, 1000 its IID), "natural", a client for each writer or speaker, or in a deployment "node", a client
-    for each node, with all that lies in a folder of its own; `validation_fraction` of each client's samples is held
-    out. One client is centralised training.
+    paper's non-IID, 1000 its IID; 1e-6 to 1e6), "natural", a client for each writer or speaker, or in a deployment
+    "node", a client for each node, with all that lies in a folder of its own; `validation_fraction` of each client's
+    samples is held out. One client is centralised training.
 
     Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's
     own default.
@@ -54,8 +56,8 @@ class Experiment:
     the sparse layers' aggregated weights are kept, for Figure 3.
 
     Machine: `device`, on which clients train and the server evaluates, cpu or cuda (with masks on dense kernels; cuda:1
-    is the second GPU); `threads` of PyTorch (0: as many as it chooses, which is then recorded). The results are bitwise
-    reproducible for a given number of them.
+    is the second GPU); `threads` of PyTorch, up to 1024 (0: as many as it chooses, which is then recorded). The results
+    are bitwise reproducible for a given number of them.
 
     Ray: the existing cluster at `ray_address` (empty: a new one on this machine); each client takes `client_cpus` cores
     (0: as many as `threads`) and `client_gpus`, of which 0.25 lets four clients share a GPU. None of this changes a
@@ -140,13 +142,15 @@ class Experiment:
             )
         for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
             self._expect(key, getattr(self, key) >= 1, "1 or more")
-        for key in ("seed", "validate_every", "snapshot_every", "threads"):
+        for key in ("seed", "validate_every", "snapshot_every"):
             self._expect(key, getattr(self, key) >= 0, "0 or more")
+        self._expect("threads", 0 <= self.threads <= MOST_THREADS, f"0 to {MOST_THREADS}")
+        self._expect("alpha", LEAST_ALPHA <= self.alpha <= MOST_ALPHA, ALPHAS)
         for key in ("sparsity", "activation_sparsity", "validation_fraction", "momentum"):
             self._expect(key, 0 <= getattr(self, key) < 1, "a fraction in [0, 1)")
         for key in ("server_beta_1", "server_beta_2"):
             self._expect(key, 0 <= getattr(self, key) < 1, "a decay rate in [0, 1)")
-        for key in ("alpha", "lr_start", "lr_end", "server_lr", "server_tau", "reply_timeout_seconds"):
+        for key in ("lr_start", "lr_end", "server_lr", "server_tau", "reply_timeout_seconds"):
             self._expect(key, 0 < getattr(self, key) < math.inf, "a positive number")
         for key in ("client_cpus", "client_gpus"):
             self._expect(key, 0 <= getattr(self, key) < math.inf, "0 or a positive number")

@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import safetensors.torch
 import tomli_w
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from zerofl.experiment import Experiment, differing_keys, make_experiment
+from zerofl.experiment import Experiment, ExperimentError, differing_keys, make_experiment
 from zerofl.uplink import State
 
 EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
@@ -119,19 +119,63 @@ def is_finished(directory: Path) -> bool:
 
 
 def read_experiment(directory: Path) -> Experiment:
-    """The experiment of the run in this folder."""
-    return make_experiment(tomllib.loads((directory / EXPERIMENT).read_text(encoding="utf-8")))
+    """The experiment of the run in this folder.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    path = directory / EXPERIMENT
+    try:
+        return make_experiment(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (ExperimentError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _damaged(str(path), "the settings of a run", error) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a .jsonl file; none if it is not there yet."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The records of a .jsonl file; none if it is not there yet.
+
+    A last line that is cut short is left out: a run may be writing it.
+
+    Raises:
+        ResultsError: another line is damaged.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_json_object(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise _damaged(f"{path}, line {number}", "a JSON object", error) from error
+    return records
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """The summary of a finished run."""
-    summary: dict[str, Any] = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
-    return summary
+    """The summary of a finished run.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
+    path = directory / SUMMARY
+    try:
+        return _json_object(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(str(path), "a JSON object", error) from error
+
+
+def _json_object(text: bytes) -> dict[str, Any]:
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise ValueError(f"it is {type(record).__name__}")
+    return record
+
+
+def _damaged(where: str, expected: str, error: Exception) -> ResultsError:
+    cause = " ".join(str(error).split())
+    return ResultsError(
+        f"{where}: expected {expected}, but it is damaged: {cause}. Restore the file, or move the run's folder away "
+        "and run it again"
+    )
 
 
 def save_round(
@@ -211,9 +255,28 @@ def save_snapshot(directory: Path, round: int, weights: State) -> None:
 
 
 def read_snapshots(directory: Path) -> dict[int, State]:
-    """The kept weights of a run, by round."""
-    files = sorted((directory / SNAPSHOTS).glob("round-*.safetensors"))
-    return {int(file.stem.removeprefix("round-")): safetensors.torch.load_file(file) for file in files}
+    """The kept weights of a run, by round.
+
+    Raises:
+        ResultsError: a file is damaged.
+    """
+    return {
+        _round_of(path): _read_tensors(path) for path in sorted((directory / SNAPSHOTS).glob("round-*.safetensors"))
+    }
+
+
+def _round_of(snapshot: Path) -> int:
+    number = snapshot.stem.removeprefix("round-")
+    if not number.isdecimal():
+        raise ResultsError(f"{snapshot}: expected a name such as round-00020.safetensors; take the file away")
+    return int(number)
+
+
+def _read_tensors(path: Path) -> State:
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise _damaged(str(path), "the kept weights of a round", error) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:

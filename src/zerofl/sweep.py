@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
 
-METRICS = ("test_accuracy", "best_test_accuracy")
+METRICS = ("test_accuracy", "best_test_accuracy", "validation_accuracy")
 PAPER_FIGURES = ("accuracy", "deviation", "size", "savings")
 
 
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """All rows of a file, and which figure of a run the paper reports: its final or its best test accuracy."""
+    """All rows of a file, and which figure of a run the paper reports: one of METRICS."""
 
     rows: list[Row]
     metric: str
@@ -64,6 +64,11 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
     if not runs:
         raise ExperimentError(f'{path}: has no run; add [[run]] with name = "..."')
     settings = settings or {}
+    if "name" in settings and (seeds is not None or len(runs) > 1):
+        raise ExperimentError(
+            f"name = {settings['name']!r}: {path} has several runs, each in a folder of its name; choose one with "
+            "--only, and where the folders go with --out"
+        )
     if "seed" in settings and seeds is not None:
         seeds = [settings["seed"]]
     rows: list[Row] = []

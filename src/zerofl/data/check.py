@@ -1,13 +1,15 @@
 """What a local copy of a data set holds, and whether that is the complete published data."""
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zerofl.data import cifar10, dataset_checksum, load_dataset
+from zerofl.data import cifar10, dataset_checksum, load_dataset, speech
 from zerofl.data.dataset import Dataset, Split
 
 
@@ -61,6 +63,12 @@ PUBLISHED = {
     "speech_commands_by_speaker": Published(({"samples without silence": 64_721},)),
 }
 
+STRAY_FILES: dict[str, Callable[[str], list[Path]]] = {
+    "speech_commands": speech.stray_files,
+    "speech_commands_by_speaker": speech.stray_files,
+}
+FILES_NAMED = 5  # of the stray ones
+
 
 @dataclass(frozen=True)
 class Report:
@@ -86,8 +94,17 @@ def check_dataset(name: str, root: str) -> Report:
     Raises:
         DatasetError: it cannot be read.
     """
-    dataset = load_dataset(name, root)
-    return report(name, dataset, dataset_checksum(name, root), PUBLISHED[name])
+    found = report(name, load_dataset(name, root), dataset_checksum(name, root), PUBLISHED[name])
+    return dataclasses.replace(found, remarks=(*found.remarks, *_stray(name, root)))
+
+
+def _stray(name: str, root: str) -> list[str]:
+    """A remark on the files that were not read, where it can be told."""
+    files = STRAY_FILES[name](root) if name in STRAY_FILES else []
+    if not files:
+        return []
+    more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
+    return [f"not read, as they are no clips: {', '.join(map(str, files[:FILES_NAMED]))}{more}"]
 
 
 def report(name: str, dataset: Dataset, checksum: str, published: Published) -> Report:

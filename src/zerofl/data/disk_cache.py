@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 
@@ -21,7 +22,8 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
     """What `make` gives, from the disk if it was made before for this purpose from the same files.
 
     Files are the same if path, size and time of change are. Put a version into `purpose` and raise it when `make`
-    gives something else. A cache that cannot be written costs time only, and a warning says so.
+    gives something else. A damaged file is made anew. A cache that cannot be written costs time only, and a warning
+    says so.
     """
     digest = hashlib.sha256()
     for path in sorted(sources):
@@ -29,7 +31,9 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
         digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     file = cache_folder() / f"{purpose}-{digest.hexdigest()[:16]}.safetensors"
     if file.exists():
-        return safetensors.torch.load_file(file)
+        # A damaged one, of a full disk or a copy cut short, is made anew.
+        with contextlib.suppress(SafetensorError, OSError):
+            return safetensors.torch.load_file(file)
     tensors = make()
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:

@@ -142,9 +142,12 @@ def _writers(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         document: Any = json.loads(path.read_bytes())
         users, data = document["users"], document["user_data"]
         pairs = [(str(user), data[user]["x"], data[user]["y"]) for user in users]
+        counts = document.get("num_samples")
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"femnist: {path} is not LEAF's json, or is truncated: {error!r}") from error
-    for user, x, y in pairs:
+    if counts is not None and not (isinstance(counts, list) and len(counts) == len(pairs)):
+        raise DatasetError(f"femnist: {path}: expected num_samples for each of its {len(pairs)} users")
+    for number, (user, x, y) in enumerate(pairs):
         where = f"femnist: {path}, writer {user}"
         try:
             pixels, labels = np.asarray(x, np.float64).reshape(-1, PIXELS), np.asarray(y)
@@ -152,6 +155,10 @@ def _writers(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
             raise DatasetError(f"{where}: expected images of {PIXELS} numbers: {error}") from error
         if len(pixels) != len(labels) or labels.ndim != 1:
             raise DatasetError(f"{where}: {len(pixels)} images and labels of shape {labels.shape}, expected as many")
+        if counts is not None and counts[number] != len(labels):
+            raise DatasetError(
+                f"{where}: has {len(labels)} images, but num_samples = {counts[number]!r}; make the file anew with LEAF"
+            )
         if not np.all((pixels >= 0) & (pixels <= 1)):
             raise DatasetError(f"{where}: expected pixels from 0 (ink) to 1 (paper)")
         if len(labels) and not (labels.dtype.kind == "i" and 0 <= labels.min() <= labels.max() < len(CLASSES)):

@@ -9,6 +9,11 @@ from torch import Tensor
 from zerofl.data.dataset import Dataset
 from zerofl.rng import rng
 
+LEAST_ALPHA, MOST_ALPHA = 1e-6, 1e6
+"""Below, a client has one class at a time anyway; above, all clients' shares are the same to a part in a thousand, and
+at last a draw overflows."""
+ALPHAS = f"a number from {LEAST_ALPHA:g} to {MOST_ALPHA:,.0f}"
+
 
 def lda_partition(labels: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor]:
     """Each client's sample indices, int64 and rising; every sample belongs to exactly one client (Hsu et al., 2019).
@@ -19,13 +24,13 @@ def lda_partition(labels: Tensor, clients: int, alpha: float, seed: int) -> list
     divide by the clients.
 
     Raises:
-        ValueError: more clients than samples, or an alpha that is not positive.
+        ValueError: more clients than samples, or an alpha outside LEAST_ALPHA to MOST_ALPHA.
     """
     samples = len(labels)
     if not 1 <= clients <= samples:
         raise ValueError(f"clients = {clients}: expected 1 to {samples}, the number of training samples")
-    if not alpha > 0:
-        raise ValueError(f"alpha = {alpha}: expected a positive number, for example 1.0 (non-IID) or 1000 (IID)")
+    if not LEAST_ALPHA <= alpha <= MOST_ALPHA:
+        raise ValueError(f"alpha = {alpha}: expected {ALPHAS}, for example 1.0 (non-IID) or 1000 (IID)")
     generator = rng(seed, 0, 0, "partition")
     classes = int(labels.max()) + 1
     remaining = [generator.permutation(np.flatnonzero(labels.numpy() == c)).tolist() for c in range(classes)]

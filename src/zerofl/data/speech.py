@@ -34,6 +34,7 @@ COEFFICIENTS, N_FFT, HOP, MELS, TOP_DB = 32, 2048, 512, 32, 80.0
 CLIPS_A_SILENCE = 10
 NOISES = "_background_noise_"
 HUB_SILENCE = "_silence_"  # the label of the noises on the hub, and the test set's folder of silence
+OTHER_SOUNDS = {".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".webm", ".wma"}
 FOLDERS = ("", "speech_commands", "speech_commands_v0.01")
 CHUNK = 64  # clips whose MFCC are taken in one go
 
@@ -69,7 +70,7 @@ def load_speech_commands(root: str) -> Dataset:
 
     Raises:
         DatasetError: `root` (or its folder speech_commands/ or speech_commands_v0.01/) has no folders of words and no
-            parquet files, or one is not a clip of one second at 16 kHz; it names the file, and the row.
+            parquet files, or one is not a clip of one second at 16 kHz, or not a wav; it names the file, and the row.
     """
     return _load(root, "official", lambda clip: official_part(clip.name))
 
@@ -125,13 +126,46 @@ def _load(root: str, rule: str, part_of: Callable[[Clip], str]) -> Dataset:
 
 def _from_folders(folder: Path) -> tuple[list[Clip], list[Sound]]:
     """The clips and background noises of folders of words."""
-    words = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
+    _refuse_other_sounds([*_word_folders(folder), folder / NOISES])
     clips = [
         Clip(Sound(str(path), path, path.read_bytes), word.name, path.name)
-        for word in words
-        for path in sorted(word.glob("*.wav"))
+        for word in _word_folders(folder)
+        for path in _wav_files(word)
     ]
-    return clips, [Sound(str(path), path, path.read_bytes) for path in sorted((folder / NOISES).glob("*.wav"))]
+    return clips, [Sound(str(path), path, path.read_bytes) for path in _wav_files(folder / NOISES)]
+
+
+def _word_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
+
+
+def _wav_files(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.suffix.lower() == ".wav"]
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in a folder, without the hidden files that a file manager leaves."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _refuse_other_sounds(folders: list[Path]) -> None:
+    """Clips in another format would be missing without a word, and with them maybe a whole class."""
+    others = [path for folder in folders for path in _visible(folder) if path.suffix.lower() in OTHER_SOUNDS]
+    if others:
+        named = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise DatasetError(
+            f"speech_commands: {named}: expected .wav files only, 1 channel at {RATE} Hz. Convert them, or take them "
+            "out of the folder"
+        )
+
+
+def stray_files(root: str) -> list[Path]:
+    """What lies in the folders of words and is no clip; nothing of parquet files."""
+    folder = _find(Path(root).expanduser())
+    if folder is None:
+        return []
+    clips = {path for word in _word_folders(folder) for path in _wav_files(word)}
+    return [path for word in _word_folders(folder) for path in _visible(word) if path not in clips]
 
 
 def _from_tables(tables: list[Path]) -> tuple[list[Clip], list[Sound]]:
@@ -254,6 +288,8 @@ def _read(source: Sound) -> np.ndarray:
         raise DatasetError(
             f"speech_commands: {source.where} has {channels} channels at {rate} Hz, expected 1 at {RATE} Hz"
         )
+    if not np.isfinite(sound).all():
+        raise DatasetError(f"speech_commands: {source.where} has samples that are infinite or not a number")
     return np.asarray(sound)
 
 
@@ -270,7 +306,7 @@ def _check_whole(wav: bytes) -> None:
 def _find(source: Path) -> Path | None:
     """The folder that holds the folders of words."""
     for name in FOLDERS:
-        if any((source / name / NOISES).glob("*.wav")):
+        if _wav_files(source / name / NOISES):
             return source / name
     return None
 

@@ -128,7 +128,7 @@ def serve(
             "mask_overlap": {name.removesuffix(".weight"): overlap for name, overlap in masks.overlap().items()},
             "seconds": time.perf_counter() - started,
         }
-        if experiment.snapshot_every and (last or round % experiment.snapshot_every == 0):
+        if sparse and experiment.snapshot_every and (last or round % experiment.snapshot_every == 0):
             save_snapshot(directory, round, {name: state[f"{name}.weight"] for name in sparse})
         save_round(directory, record, client_records, Checkpoint(round, state, optimizer_state, data_sha256))
         on_round(record)

@@ -6,9 +6,12 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from zerofl.experiment import Experiment
+from zerofl.report.checks import check_rounds, check_snapshots, check_summary
 from zerofl.results import (
     EXPERIMENT,
     ROUNDS,
+    SNAPSHOTS,
+    SUMMARY,
     SWEEP,
     ResultsError,
     is_finished,
@@ -17,8 +20,10 @@ from zerofl.results import (
     read_snapshots,
     read_summary,
 )  # fmt: skip
-from zerofl.sweep import METRICS, read_sweep
+from zerofl.sweep import METRICS, Sweep, read_sweep
 from zerofl.uplink import State
+
+NO_ROUND = "no round yet"
 
 
 class Run(NamedTuple):
@@ -30,8 +35,14 @@ class Run(NamedTuple):
     summary: dict[str, Any]
 
     def snapshots(self) -> dict[int, State]:
-        """The weights that were kept, by round."""
-        return read_snapshots(self.directory)
+        """The weights that were kept, by round; none of a run without sparse layers."""
+        snapshots = {round: state for round, state in read_snapshots(self.directory).items() if state}
+        check_snapshots(snapshots, str(self.directory / SNAPSHOTS))
+        return snapshots
+
+    def progress(self) -> str:
+        """How far it has come: `round 12 of 60`."""
+        return f"round {self.rounds[-1]['round']} of {self.experiment.rounds}"
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """A figure over the rounds that have it."""
@@ -53,20 +64,48 @@ class Measured(NamedTuple):
 
 
 class ReportRow(NamedTuple):
-    """A row of the file: its runs, one for each seed, and the paper's figures."""
+    """A row of the file: its experiments by name, one for each seed, the runs there are of them, the paper's figures.
+
+    A run is there once it has come through a round.
+    """
 
     name: str
+    experiments: dict[str, Experiment]
     runs: list[Run]
     paper: dict[str, float]
 
     @property
     def experiment(self) -> Experiment:
-        """The settings, of the first seed."""
-        return self.runs[0].experiment
+        """The settings, of the first seed that was run."""
+        return self.runs[0].experiment if self.runs else next(iter(self.experiments.values()))
+
+    @property
+    def finished(self) -> list[Run]:
+        """The runs that have ended."""
+        return [run for run in self.runs if run.summary]
+
+    def seeds(self) -> str:
+        """How many of the seeds are finished: `1 of 3`."""
+        return f"{len(self.finished)} of {len(self.experiments)}"
+
+    def unfinished(self) -> str:
+        """How far the others have come: `seed 2: round 12 of 60, seed 3: no round yet`; empty if all are finished."""
+        runs = {run.directory.resolve().name: run for run in self.runs}
+        if not runs:
+            return NO_ROUND
+        open_ = {name: e for name, e in self.experiments.items() if name not in runs or not runs[name].summary}
+        texts = {e.seed: runs[name].progress() if name in runs else NO_ROUND for name, e in open_.items()}
+        if len(self.experiments) == 1:
+            return "".join(texts.values())
+        return ", ".join(f"seed {seed}: {text}" for seed, text in texts.items())
+
+    def furthest(self) -> str:
+        """How far the run has come that has come furthest, for a row without a finished one."""
+        return max(self.runs, key=lambda run: len(run.rounds)).progress() if self.runs else NO_ROUND
 
     def measured(self, key: str) -> Measured | None:
         """A figure of the summaries of those runs that are finished."""
-        values = [run.summary[key] for run in self.runs if run.summary.get(key) is not None]
+        values = [run.summary[key] for run in self.finished if run.summary.get(key) is not None]
         if not values:
             return None
         return Measured(mean(values), stdev(values) if len(values) > 1 else None, len(values))
@@ -80,44 +119,52 @@ class Collection(NamedTuple):
     metric: str
     rows: list[ReportRow]
 
+    @property
+    def started(self) -> list[ReportRow]:
+        """The rows with a run that has come through a round."""
+        return [row for row in self.rows if row.runs]
+
 
 def collect(directory: Path) -> Collection:
     """A run's folder, or one with the folders of a sweep's runs.
 
-    Runs stand in the order of the sweep's file; those that have not come through a round are left out.
+    Rows stand in the order of the sweep's file, those that were not run among them; a run's folder is a row by itself.
 
     Raises:
-        ResultsError: there is no run in it that has come through a round.
+        ResultsError: there is no run in it that has come through a round, or a file of one is damaged.
+        ExperimentError: the sweep's file is malformed.
     """
-    if (directory / EXPERIMENT).exists():
-        folders = [directory]
-    else:
-        folders = sorted(path.parent for path in directory.glob(f"*/{EXPERIMENT}"))
-    runs = {folder.name: _read_run(folder) for folder in folders if (folder / ROUNDS).exists()}
+    alone = (directory / EXPERIMENT).exists()
+    folders = [directory] if alone else sorted(path.parent for path in directory.glob(f"*/{EXPERIMENT}"))
+    runs = {folder.resolve().name: _read_run(folder) for folder in folders if (folder / ROUNDS).exists()}
     runs = {name: run for name, run in runs.items() if run.rounds}
     if not runs:
         raise ResultsError(
             f"{directory} holds no run with a finished round: expected a run's folder or one that holds some, "
             "for example runs/demo"
         )
-    file = (directory if folders != [directory] else directory.parent) / SWEEP
-    about, metric, papers, order = "", METRICS[0], {}, []
-    if file.exists():
-        sweep = read_sweep(file)
-        metric, order = sweep.metric, [row.name for row in sweep.rows]
-        papers = {row.name: row.paper for row in sweep.rows}
-        about = _opening_comment(file)
-    by_row: dict[str, list[Run]] = {}
+    file = (directory.resolve().parent if alone else directory) / SWEEP
+    sweep = read_sweep(file) if file.exists() else Sweep([], METRICS[0])
+    papers = {row.name: row.paper for row in sweep.rows}
+    experiments = {} if alone else {row.name: {e.name: e for e in row.experiments} for row in sweep.rows}
     for name, run in runs.items():
-        by_row.setdefault(name if name in order else re.sub(r"-seed\d+$", "", name), []).append(run)
-    names = sorted(by_row, key=lambda name: (order.index(name) if name in order else len(order), name))
-    rows = [ReportRow(name, by_row[name], papers.get(name, {})) for name in names]
-    return Collection(directory.resolve().name, about, metric, rows)
+        row = name if name in papers else re.sub(r"-seed\d+$", "", name)
+        experiments.setdefault(row, {})[name] = run.experiment
+    rows = [
+        ReportRow(row, of, [runs[name] for name in of if name in runs], papers.get(row, {}))
+        for row, of in experiments.items()
+    ]
+    about = _opening_comment(file) if file.exists() else ""
+    return Collection(directory.resolve().name, about, sweep.metric, rows)
 
 
 def _read_run(folder: Path) -> Run:
-    summary = read_summary(folder) if is_finished(folder) else {}
-    return Run(folder, read_experiment(folder), read_lines(folder / ROUNDS), summary)
+    rounds, summary = read_lines(folder / ROUNDS), {}
+    check_rounds(rounds, str(folder / ROUNDS))
+    if is_finished(folder):
+        summary = read_summary(folder)
+        check_summary(summary, str(folder / SUMMARY))
+    return Run(folder, read_experiment(folder), rounds, summary)
 
 
 def _opening_comment(file: Path) -> str:

@@ -13,9 +13,11 @@ import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
+from zerofl.report.cells import Cell, Table
 from zerofl.report.collect import Collection, ReportRow, Run
-from zerofl.report.tables import STRATEGIES, Table, setting, strategy
+from zerofl.report.tables import METRICS, STRATEGIES, setting, strategy
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
@@ -23,7 +25,12 @@ MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*")
 MARKERS_A_LINE = 8
 HEAT_MAP_WEIGHTS = 400  # rows of a heat map: so many weights of a layer, at even steps
 HEAT_MAP_LAYERS = slice(4, 10)  # Figure 3 shows layers 4 to 9
-STYLE: Any = {"svg.hashsalt": "zerofl", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.bbox": "tight"}
+MASK_RATIOS = 4  # from so many on, Figure 4 has a line
+STYLE: Any = {
+    "svg.hashsalt": "zerofl", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "savefig.bbox": "tight",
+    "text.parse_math": False,  # a name may have a $ in it
+}  # fmt: skip
+SEEDS = "With several seeds the line is the mean of those that have come so far, and the band their range."
 
 
 class Figure(NamedTuple):
@@ -38,14 +45,15 @@ def figures(collection: Collection) -> list[Figure]:
     """All figures that can be made of these runs."""
     makers: Sequence[Callable[[Collection], Figure | None]] = (accuracy, loss, by_mask_ratio, nonzero_ratios, overlaps)
     found = [figure for make in makers if (figure := make(collection))]
-    return found + [figure for row in collection.rows if (figure := heat_maps(row))]
+    return found + [figure for row in collection.started if (figure := heat_maps(row))]
 
 
 def accuracy(collection: Collection) -> Figure | None:
     """Accuracy over the rounds; with centralised rows it is Figure 1, and shows validation accuracy as that does."""
     central = any(setting(row.experiment) == "centralised" for row in collection.rows)
     validated = all(run.curve("validation_accuracy")[0] for row in collection.rows for run in row.runs)
-    key = "validation_accuracy" if central and validated else "test_accuracy"
+    wanted = collection.metric == "validation_accuracy" or (central and validated)
+    key = "validation_accuracy" if wanted else "test_accuracy"
     heading = "Figure 1: centralised and federated SWAT" if central else "Accuracy"
     return _over_rounds(collection, key, heading, f"{key.replace('_', ' ').capitalize()} (%)", 100.0)
 
@@ -56,28 +64,35 @@ def loss(collection: Collection) -> Figure | None:
 
 
 def by_mask_ratio(collection: Collection) -> Figure | None:
-    """Figure 4: accuracy against the mask ratio, for a strategy with four of them or more."""
-    points: dict[tuple[str, float], list[tuple[float, float]]] = {}
+    """Figure 4: accuracy against the mask ratio, a line for each strategy, sparsity, data set and way of dealing it.
+
+    A line has four mask ratios or more.
+    """
+    points: dict[tuple[str, float, str, str], list[tuple[float, float]]] = {}
     for row in collection.rows:
         e, measured = row.experiment, row.measured(collection.metric)
         if measured and strategy(e) not in ("dense", "full"):
-            points.setdefault((strategy(e), e.sparsity), []).append((e.mask_ratio, measured.mean * 100))
-    points = {key: sorted(values) for key, values in points.items() if len(values) >= 4}
+            line = (strategy(e), e.sparsity, e.dataset, setting(e))
+            points.setdefault(line, []).append((e.mask_ratio, measured.mean * 100))
+    points = {
+        line: sorted(values) for line, values in points.items() if len({ratio for ratio, _ in values}) >= MASK_RATIOS
+    }
     if not points:
         return None
     with rc_context(STYLE):
         canvas = Canvas(figsize=(5, 3.4))
         axes = canvas.subplots()
-        for ((name, sparsity), values), look in zip(points.items(), _looks(1), strict=False):
-            axes.plot(*zip(*values, strict=True), label=f"{STRATEGIES[name]}, {sparsity:.0%}", **look)
-        axes.set(xlabel="Mask ratio", ylabel="Test accuracy (%)")
-        axes.legend()
+        for ((name, sparsity, dataset, deal), values), look in zip(points.items(), _looks(1), strict=False):
+            label = f"{STRATEGIES[name]}, {sparsity:.0%}, {dataset}, {deal}"
+            axes.plot(*zip(*values, strict=True), label=label, **look)
+        axes.set(xlabel="Mask ratio", ylabel=f"{METRICS[collection.metric].capitalize()} (%)")
+        axes.legend(fontsize=7)
         return Figure("Figure 4: accuracy against the mask ratio", "", _svg(canvas))
 
 
 def nonzero_ratios(collection: Collection) -> Figure | None:
     """Figure 2: the non-zero ratio of each sparse layer after the aggregation, where only top-K weights are sent."""
-    rows = [row for row in collection.rows if strategy(row.experiment) == "top_k_weights"]
+    rows = [row for row in collection.started if strategy(row.experiment) == "top_k_weights"]
     if not rows:
         return None
     with rc_context(STYLE):
@@ -92,7 +107,8 @@ def nonzero_ratios(collection: Collection) -> Figure | None:
                 rounds = [record["round"] for record in records]
                 axes.plot(rounds, values, color=colormaps["viridis"](shade), ls=DASHES[number % 4], lw=1, label=layer)
             axes.axhline(1 - e.sparsity + e.mask_ratio, color="black", lw=0.8)
-            axes.set(title=f"{row.name}: clients send {1 - e.sparsity + e.mask_ratio:.0%}", xlabel="Round")
+            axes.set(title=f"{row.name}: clients send {1 - e.sparsity + e.mask_ratio:.0%}")
+            _round_axis(axes)
         panels[0].set_ylabel("Non-zero ratio")
         canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)
         caption = (
@@ -104,7 +120,7 @@ def nonzero_ratios(collection: Collection) -> Figure | None:
 
 def overlaps(collection: Collection) -> Figure | None:
     """How far the positions that two clients send are the same, the mean over the layers."""
-    rows = [row for row in collection.rows if any(record.get("mask_overlap") for record in row.runs[0].rounds)]
+    rows = [row for row in collection.started if any(record.get("mask_overlap") for record in row.runs[0].rounds)]
     if not rows:
         return None
     with rc_context(STYLE):
@@ -114,7 +130,8 @@ def overlaps(collection: Collection) -> Figure | None:
             records = [record for record in row.runs[0].rounds if record.get("mask_overlap")]
             values = [float(np.mean(list(record["mask_overlap"].values()))) for record in records]
             axes.plot([record["round"] for record in records], values, label=row.name, **look)
-        axes.set(xlabel="Round", ylabel="Shared by two clients", ylim=(0, 1))
+        axes.set(ylabel="Shared by two clients", ylim=(0, 1.05))  # a line at 1 is seen whole
+        _round_axis(axes)
         canvas.legend(loc="outside right upper", fontsize=7)
         caption = "Of the positions that one client sends, the part that another sends too; the mean over the layers."
         return Figure("Overlap of the clients' masks", caption, _svg(canvas))
@@ -135,7 +152,7 @@ def heat_maps(row: ReportRow) -> Figure | None:
             size = snapshots[rounds[0]][layer].numel()
             at = torch.linspace(0, size - 1, min(HEAT_MAP_WEIGHTS, size)).long()
             picture = torch.stack([snapshots[round][layer].flatten()[at].abs() for round in rounds], dim=1).numpy()
-            largest = float(np.quantile(picture[picture > 0], 0.95)) if picture.any() else 1.0
+            largest = float(np.quantile(picture[picture > 0], 0.95)) if (picture > 0).any() else 1.0
             axes.imshow(picture, aspect="auto", cmap="gray_r", vmin=0, vmax=largest, interpolation="nearest")
             axes.set_title(layer, fontsize=8)
             axes.set_yticks([])
@@ -148,8 +165,8 @@ def heat_maps(row: ReportRow) -> Figure | None:
 
 def persistence_table(collection: Collection) -> Table | None:
     """Of a layer's non-zero positions at a kept round, the part that is non-zero at the next, and by chance."""
-    rows = []
-    for row in collection.rows:
+    rows: list[list[Cell]] = []
+    for row in collection.started:
         snapshots = row.runs[0].snapshots()
         if len(snapshots) < 2 or strategy(row.experiment) != "top_k_weights":
             continue
@@ -159,10 +176,10 @@ def persistence_table(collection: Collection) -> Table | None:
             kept = [float((a & b).sum() / a.sum()) for a, b in pairwise(masks) if a.any()]
             whole = float((masks[0] & masks[-1]).sum() / masks[0].sum()) if masks[0].any() else 0.0
             chance = float(masks[-1].float().mean())
-            rows.append([row.name, layer, f"{np.mean(kept):.1%}", f"{whole:.1%}", f"{chance:.1%}"])
+            rows.append([row.name, layer, f"{np.mean(kept):.1%}" if kept else "", f"{whole:.1%}", f"{chance:.1%}"])
     if not rows:
         return None
-    every = collection.rows[0].experiment.snapshot_every
+    every = collection.started[0].experiment.snapshot_every
     columns = ["Row", "Layer", f"Stay for {every} rounds", "Stay from first to last", "By chance"]
     note = "Of the non-zero positions at a kept round, how many are non-zero at the next one, and at the last one."
     return Table("Do the non-zero positions stay?", columns, rows, note)
@@ -170,7 +187,7 @@ def persistence_table(collection: Collection) -> Table | None:
 
 def _over_rounds(collection: Collection, key: str, heading: str, label: str, factor: float) -> Figure | None:
     """Curves of a figure, a panel for each data set, sparsity and way of dealing; dense ones in all of them."""
-    rows = [row for row in collection.rows if row.runs[0].curve(key)[0]]
+    rows = [row for row in collection.started if any(run.curve(key)[0] for run in row.runs)]
     if not rows:
         return None
     central = [row for row in rows if setting(row.experiment) == "centralised"]
@@ -194,20 +211,26 @@ def _over_rounds(collection: Collection, key: str, heading: str, label: str, fac
             for row, look in zip(members, cycle(_looks(len(members[0].runs[0].rounds))), strict=False):
                 _mean_curve(axes, row.runs, key, factor, row.name, look)
             axes.set(title=f"{panel[0]}, {panel[1]:.0%} sparse" + (f", {panel[2]}" if len(panel) > 2 else ""))
-            axes.set_xlabel("Round")
+            _round_axis(axes)
             axes.legend(fontsize=7)
         panels[0].set_ylabel(label)
-        return Figure(heading, "With several seeds the line is their mean and the band their range.", _svg(canvas))
+        return Figure(heading, SEEDS, _svg(canvas))
 
 
 def _mean_curve(axes: Axes, runs: list[Run], key: str, factor: float, label: str, look: dict[str, Any]) -> None:
     curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
-    rounds = sorted(set.intersection(*(set(curve) for curve in curves)))
-    values = np.array([[curve[round] for round in rounds] for curve in curves]) * factor
+    rounds = sorted(set().union(*curves))
+    values = [np.array([curve[round] for curve in curves if round in curve]) * factor for round in rounds]
     look = look | {"markevery": max(1, len(rounds) // MARKERS_A_LINE)}
-    axes.plot(rounds, values.mean(0), label=label, **look)
+    axes.plot(rounds, [seeds.mean() for seeds in values], label=label, **look)
     if len(runs) > 1:
-        axes.fill_between(rounds, values.min(0), values.max(0), color=look["color"], alpha=0.15, lw=0)
+        low, high = [seeds.min() for seeds in values], [seeds.max() for seeds in values]
+        axes.fill_between(rounds, low, high, color=look["color"], alpha=0.15, lw=0)
+
+
+def _round_axis(axes: Axes) -> None:
+    axes.set_xlabel("Round")
+    axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
 
 
 def _looks(points: int) -> list[dict[str, Any]]:

@@ -1,14 +1,9 @@
 """A report's tables, as plain cells: the page, the Markdown and the CSV are made of the same."""
 
-import csv
-import io
-from collections.abc import Iterable
-from typing import Any, NamedTuple
-
 from zerofl.experiment import Experiment
+from zerofl.report.cells import Beside, Cell, Table
 from zerofl.report.collect import Collection, ReportRow
-
-MB = 1e6
+from zerofl.report.sizes import counted_size, measured_size, savings, sizes_note
 
 STRATEGIES = {
     "dense": "Dense FedAvg",
@@ -20,13 +15,14 @@ STRATEGIES = {
 """The paper's names of the columns of Table 1."""
 
 
-class Table(NamedTuple):
-    """A heading, the columns' names, the rows of cells, and a word about them."""
+SIZE_COLUMNS = ["MB an update", "The paper's count, MB", "Savings"]
 
-    heading: str
-    columns: list[str]
-    rows: list[list[str]]
-    note: str = ""
+METRICS = {
+    "test_accuracy": "final test accuracy",
+    "best_test_accuracy": "highest test accuracy",
+    "validation_accuracy": "final validation accuracy",
+}
+"""What the figures of a sweep's metric are, in words."""
 
 
 def strategy(experiment: Experiment) -> str:
@@ -61,57 +57,58 @@ def paper_table(collection: Collection) -> Table | None:
     columns = [
         (s, deal) for s in STRATEGIES for deal in ("IID", "NIID", "natural", "centralised") if (s, deal) in found
     ]
-    rows = []
+    several = len({dataset for dataset, _, _ in lines}) > 1  # else a column would say the same on every line
+    rows: list[list[Cell]] = []
     for line in lines:
         dataset, sparsity, mask_ratio = line
         members = [cells[line, column] for column in columns if (line, column) in cells]
         texts = [_beside(cells.get((line, column)), collection.metric) for column in columns]
         ratio = "—" if mask_ratio is None else f"{mask_ratio:g}"
-        rows.append([dataset, f"{sparsity:.0%}", ratio, *texts, _bytes(members), _savings(members)])
-    heads = [f"{STRATEGIES[s]} {deal}" for s, deal in columns]
-    metric = "highest" if collection.metric.startswith("best") else "final"
+        rows.append([*([dataset] if several else []), f"{sparsity:.0%}", ratio, *texts, *_sizes(members)])
+    strategies = [f"{STRATEGIES[s]} {deal}" for s, deal in columns]
+    metric = METRICS[collection.metric]
     return Table(
-        "Test accuracy as the paper's table has it",
-        ["Dataset", "Sparsity", "Mask ratio", *heads, "MB an update", "Savings"],
+        f"{metric.split(' ', 1)[1].capitalize()} as the paper's table has it",
+        [*(["Dataset"] if several else []), "Sparsity", "Mask ratio", *strategies, *SIZE_COLUMNS],
         rows,
-        f"The {metric} test accuracy in percent, measured; in brackets the paper's. MB are 10^6 bytes, measured on the "
-        "wire; in brackets the paper's own, which are 1,024,000 bytes of its estimate. Savings are against sending the "
-        "model's numbers as they are.",
+        f"The {metric} in percent, measured; in brackets the paper's. {sizes_note(collection.rows)}",
     )
 
 
 def row_table(collection: Collection) -> Table:
     """Every row of the file with what was measured, and the paper's figure where it has one."""
-    rows = []
+    keys = {"Final accuracy %": "test_accuracy", "Best accuracy %": "best_test_accuracy"}
+    if collection.metric == "validation_accuracy":
+        keys["Validation accuracy %"] = "validation_accuracy"
+    rows: list[list[Cell]] = []
     for row in collection.rows:
-        accuracy, best = row.measured("test_accuracy"), row.measured("best_test_accuracy")
-        shown = accuracy if collection.metric == "test_accuracy" else best
-        paper = row.paper.get("accuracy")
-        done = min(len(run.rounds) for run in row.runs)
+        measured = [row.measured(key) for key in keys.values()]
+        shown, paper = row.measured(collection.metric), row.paper.get("accuracy")
         rows.append(
             [
                 row.name,
-                str(sum(bool(run.summary) for run in row.runs)),
-                f"{done} of {row.experiment.rounds}",
-                accuracy.text(2, 100) if accuracy else "",
-                best.text(2, 100) if best else "",
+                row.seeds(),
+                row.unfinished(),
+                *(figure.text(2, 100) if figure else "" for figure in measured),
                 _paper_accuracy(row),
                 f"{shown.mean * 100 - paper:+.2f}" if shown and paper is not None else "",
-                _bytes([row]),
-                _savings([row]),
+                *_sizes([row]),
             ]
         )
-    columns = ["Row", "Seeds", "Rounds", "Final accuracy %", "Best accuracy %", "Paper %", "Difference",
-               "MB an update", "Savings"]  # fmt: skip
-    return Table("Every row", columns, rows, "A row that is not finished has no accuracy yet.")
+    columns = ["Row", "Seeds finished", "Not finished", *keys, "Paper %", "Difference", *SIZE_COLUMNS]
+    note = (
+        "All rows of the file and all their seeds; figures are of the finished ones. The paper's is the "
+        f"{METRICS[collection.metric]}. {sizes_note(collection.rows)}"
+    )
+    return Table("Every row", columns, rows, note)
 
 
 def time_table(collection: Collection) -> Table:
     """Local training: seconds for a thousand samples, against the dense row if there is one, and the arithmetic."""
-    seconds = {row.name: s for row in collection.rows if (s := _seconds_a_thousand(row)) is not None}
-    dense = next((seconds.get(r.name) for r in collection.rows if strategy(r.experiment) == "dense"), None)
-    rows = []
-    for row in collection.rows:
+    seconds = {row.name: s for row in collection.started if (s := _seconds_a_thousand(row)) is not None}
+    dense = next((seconds.get(r.name) for r in collection.started if strategy(r.experiment) == "dense"), None)
+    rows: list[list[Cell]] = []
+    for row in collection.started:
         flops = next((run.summary["flops_a_sample"] for run in row.runs if "flops_a_sample" in run.summary), None)
         mine = seconds.get(row.name)
         realised = row.runs[0].curve("realised_sparsity")[1]
@@ -137,18 +134,22 @@ def time_table(collection: Collection) -> Table:
 
 
 def _seconds_a_thousand(row: ReportRow) -> float | None:
-    records = [record for run in row.runs for record in run.rounds if record.get("train_seconds")]
+    records = [
+        record for run in row.runs for record in run.rounds if record.get("train_seconds") and "examples" in record
+    ]
     examples = sum(record["examples"] for record in records) * row.experiment.epochs
     return 1000 * sum(record["train_seconds"] for record in records) / examples if examples else None
 
 
 def settings_table(collection: Collection) -> Table:
-    """The settings that differ between the rows, and those that all share."""
-    values = [vars(row.experiment) for row in collection.rows]
+    """The settings that differ between the rows that were run, and those that all share."""
+    values = [vars(row.experiment) for row in collection.started]
     keys = [key for key in values[0] if key not in ("name", "seed", "root")]
     shared = [key for key in keys if len({str(v[key]) for v in values}) == 1]
     differing = [key for key in keys if key not in shared]
-    rows = [[row.name, *(str(getattr(row.experiment, key)) for key in differing)] for row in collection.rows]
+    rows: list[list[Cell]] = [
+        [row.name, *(str(getattr(row.experiment, key)) for key in differing)] for row in collection.started
+    ]
     note = "All rows: " + ", ".join(f"{key} = {values[0][key]}" for key in shared)
     return Table("Settings", ["Row", *differing], rows, note)
 
@@ -162,7 +163,7 @@ def origin_table(collection: Collection) -> Table:
                 versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
                 key = (s["machine"], str(s["threads"]), versions, s.get("data_sha256", ""))
                 origins.setdefault(key, []).append(run.experiment.name)
-    rows = [[*key, ", ".join(names)] for key, names in origins.items()]
+    rows: list[list[Cell]] = [[*key, ", ".join(names)] for key, names in origins.items()]
     return Table("Machine, versions and data", ["Machine", "Threads", "Versions", "Data SHA-256", "Runs"], rows)
 
 
@@ -172,29 +173,18 @@ def tables(collection: Collection) -> list[Table]:
     return [table for table in [*found, origin_table(collection)] if table is not None]
 
 
-def markdown(table: Table) -> str:
-    """A table as Markdown."""
-    lines = [table.columns, ["---"] * len(table.columns), *table.rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    return f"### {table.heading}\n\n{body}\n" + (f"\n{table.note}\n" if table.note else "")
-
-
-def as_csv(named: Iterable[tuple[str, Table]]) -> str:
-    """Tables one below the other, each line opening with the folder's name and the table's heading."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    for name, table in named:
-        writer.writerow(["folder", "table", *table.columns])
-        writer.writerows([name, table.heading, *row] for row in table.rows)
-    return text.getvalue()
-
-
-def _beside(row: ReportRow | None, metric: str) -> str:
+def _beside(row: ReportRow | None, metric: str) -> Cell:
     if row is None:
         return ""
     measured = row.measured(metric)
-    text = measured.text(2, 100) if measured else "not finished"
-    return f"{text} ({paper})" if (paper := _paper_accuracy(row)) else text
+    text = measured.text(2, 100) if measured else row.furthest()
+    if measured and measured.seeds < len(row.experiments):
+        text += f"\n{measured.seeds} of {len(row.experiments)} seeds"
+    return Beside(text, _paper_accuracy(row))
+
+
+def _sizes(rows: list[ReportRow]) -> list[Cell]:
+    return [measured_size(rows), counted_size(rows), savings(rows)]
 
 
 def _paper_accuracy(row: ReportRow) -> str:
@@ -202,35 +192,3 @@ def _paper_accuracy(row: ReportRow) -> str:
         return ""
     deviation = f" ± {row.paper['deviation']:.2f}" if "deviation" in row.paper else ""
     return f"{row.paper['accuracy']:.2f}{deviation}"
-
-
-def _bytes(rows: list[ReportRow]) -> str:
-    """MB an update in the finished runs, from the row that sends least to the one that sends most; the paper's."""
-    measured = [sum(s["uplink_bytes"] for s in of) / sum(s["updates"] for s in of) / MB for of in _summaries(rows)]
-    return _range(measured, 2, "", _one_of(rows, "size"))
-
-
-def _savings(rows: list[ReportRow]) -> str:
-    measured = [
-        sum(s["full_model_bytes"] * s["updates"] for s in of) / sum(s["uplink_bytes"] for s in of)
-        for of in _summaries(rows)
-    ]
-    return _range(measured, 1, "x", _one_of(rows, "savings"))
-
-
-def _summaries(rows: list[ReportRow]) -> list[list[dict[str, Any]]]:
-    """The summaries of each row that has a finished run."""
-    found = [[run.summary for run in row.runs if run.summary] for row in rows]
-    return [summaries for summaries in found if summaries]
-
-
-def _range(values: list[float], digits: int, unit: str, paper: str) -> str:
-    texts = list(dict.fromkeys(f"{value:.{digits}f}{unit}" for value in sorted(values)))
-    shown = [texts[0], texts[-1]] if len(texts) > 1 else texts
-    beside = f"({paper}{unit})" if paper else ""
-    return " ".join(part for part in (" to ".join(shown), beside) if part)
-
-
-def _one_of(rows: list[ReportRow], key: str) -> str:
-    values = {f"{row.paper[key]:.1f}" for row in rows if key in row.paper}
-    return values.pop() if len(values) == 1 else ""
