@@ -24,7 +24,7 @@ from zerofl.results import machine, versions
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart-pytorch"
 CLIENTS = 10
-CONFIG: dict[str, Any] = {"num-server-rounds": 10, "fraction-train": 0.5, "local-epochs": 1, "lr": 0.1}
+CONFIG: dict[str, Any] = {"num-server-rounds": 10, "fraction-train": 0.5, "local-epochs": 1, "lr": 0.02}
 
 
 class CountingGrid(InProcessGrid):

@@ -106,6 +106,8 @@ def test_a_failed_run_lets_the_others_go_on(file: str, tmp_path: Path, capsys: p
         ),
         (["--set", "partition=node"], "partition = 'node': here all clients share one folder"),
         (["--engine", "ray", "--set", "client_cpus=9999"], "client_cpus = 9999: each client on Ray takes 9999 cores"),
+        (["--engine", "ray", "--set", "ray_address=bogus"], "ray_address = 'bogus': expected host:port"),
+        (["--engine", "ray", "--set", "ray_address=127.0.0.1:1"], "no Ray cluster answers there"),
         (["--set", "client_gpus=-1"], "client_gpus = -1.0: expected 0 or a positive number"),
         (["--set", "sparsity=2"], "sparsity = 2.0: expected a fraction in [0, 1)"),
         (["--root", "/nowhere/at/all"], "found neither data_batch_1, nor data_batch_1.bin"),

@@ -1,5 +1,7 @@
 """A run that will not find room is refused before anything is computed."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -53,3 +55,26 @@ def test_an_unwritable_folder_stops_all_runs_before_the_first(
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert "its disk has 1 MB left, and the runs take up to" in capsys.readouterr().err
     assert not (tmp_path / "out" / "run").exists()
+
+
+def test_a_disk_that_fills_names_the_run_and_how_to_go_on(
+    cifar_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file.toml"
+    file.write_text('[base]\nclients = 5\nclients_per_round = 3\nwidth = 4\nrounds = 2\n[[run]]\nname = "run"\n')
+    arguments = ["run", str(file), "--root", str(cifar_root), "--out", str(tmp_path / "out")]
+    fsync = os.fsync
+
+    def full_after_round_1(descriptor: int) -> None:
+        if (tmp_path / "out" / "run" / "checkpoint.safetensors").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_after_round_1)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"zerofl: run: {tmp_path / 'out' / 'run'}: [Errno 28] No space left on device" in said
+    assert "go on with: zerofl run" in said
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    monkeypatch.undo()
+    assert main([*arguments, "--resume"]) == 0

@@ -314,8 +314,11 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         except KeyboardInterrupt:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
             return INTERRUPTED
-        except OSError:
-            raise  # a full disk stops the other runs too
+        except OSError as error:  # a full disk stops the other runs too
+            raise ResultsError(
+                f"{experiment.name}: {directory}: {error}; rounds that are whole are safe there. Make room, then go on "
+                f"with: {_resume_command(options)}"
+            ) from error
         except Exception as error:
             if not isinstance(error, (RoundError, EngineError, ResultsError)):
                 traceback.print_exc()  # not foreseen: say where

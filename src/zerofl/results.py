@@ -282,10 +282,14 @@ def _read_tensors(path: Path) -> State:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that after a kill or a power cut it is either as it was before, or whole."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk gets back what was half written
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -48,7 +48,9 @@ def uplink_mod(
         sparsity: that of `sparsify_`; the top (1 - sparsity + mask_ratio) of each sparse layer is sent.
         mask_ratio: how much more than the top K is sent.
         layers: the names that `sparsify_` returned. Default: those that it takes by default, told by the shapes of the
-            arrays: kernels above 1x1 and matrices, except the first kernel and the last matrix.
+            arrays: kernels above 1x1 and matrices named `weight`, except the first kernel and the last matrix. With
+            layers of other kinds whose weights look alike (an embedding, a transposed convolution, attention) give the
+            names.
         values: one of `zerofl.wire.VALUES`.
         seed: of the rounding of int8.
 
@@ -93,8 +95,9 @@ def uplink_mod(
 
 def sparse_by_shape(state: Mapping[str, torch.Tensor]) -> list[str]:
     """The tensors that `sparsify_` would make sparse by default, as far as their shapes tell."""
-    kernels = [name for name, tensor in state.items() if tensor.dim() == 4]
-    matrices = [name for name, tensor in state.items() if tensor.dim() == 2]
+    weights = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] == "weight"}
+    kernels = [name for name, tensor in weights.items() if tensor.dim() == 4]
+    matrices = [name for name, tensor in weights.items() if tensor.dim() == 2]
     dense = {*kernels[:1], *matrices[-1:]} | {name for name in kernels if state[name].shape[2:] == (1, 1)}
     return [name for name in state if name in {*kernels, *matrices} - dense]
 

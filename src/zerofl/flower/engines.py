@@ -113,6 +113,8 @@ def check_engine(engine: str, experiment: Experiment) -> None:
         return
     if importlib.util.find_spec("ray") is None:
         raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'")
+    if e.ray_address:
+        _check_address(e.ray_address)
     if not e.ray_address and (cpus := _client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
         raise EngineError(
             f"threads = {e.threads}, client_cpus = {e.client_cpus:g}: each client on Ray takes {cpus:g} cores, and "
@@ -151,6 +153,17 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experim
         )
 
 
+def _check_address(address: str) -> None:
+    """Whether anything answers at host:port. Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise EngineError(f"ray_address = {address!r}: expected host:port, for example 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(f"ray_address = {address!r}: no Ray cluster answers there: {error}") from error
+
+
 def _client_resources(experiment: Experiment) -> dict[str, float]:
     return {"num_cpus": experiment.client_cpus or experiment.threads, "num_gpus": experiment.client_gpus}
 
@@ -163,12 +176,6 @@ def _ray(address: str, resources: dict[str, float]) -> Iterator[None]:
     """
     import ray
 
-    if address:
-        host, _, port = address.rpartition(":")
-        try:  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise EngineError(f"ray_address = {address!r}: no Ray cluster answers there: {error}") from error
     settings = {"address": address} if address else {"include_dashboard": False}
     ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     try:
