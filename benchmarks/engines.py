@@ -27,7 +27,7 @@ BENCHMARKS: dict[str, dict[str, Any]] = {
     "scale": {"dataset": "femnist", "model": "leaf_cnn", "clients": 3597, "clients_per_round": 35, "rounds": 3,
               "batch_size": 20, "uplink": "top_k_weights_diff", "threads": 1, "evaluate_every": 1000},
     "memory": {"dataset": "mnist5k", "model": "leaf_cnn", "clients": 50, "clients_per_round": 5, "rounds": 50,
-               "batch_size": 16, "uplink": "top_k_weights_diff", "threads": 1, "evaluate_every": 10},
+               "batch_size": 16, "uplink": "top_k_weights_diff", "threads": 1, "evaluate_every": 1},
 }  # fmt: skip
 
 
