@@ -115,7 +115,7 @@ def check_engine(engine: str, experiment: Experiment) -> None:
         raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'")
     if e.ray_address:
         _check_address(e.ray_address)
-    if not e.ray_address and (cpus := _client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
+    elif (cpus := _client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
         raise EngineError(
             f"threads = {e.threads}, client_cpus = {e.client_cpus:g}: each client on Ray takes {cpus:g} cores, and "
             f"this machine has {cores}"

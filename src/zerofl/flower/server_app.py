@@ -173,9 +173,9 @@ def nodes_by_client(before: Mapping[int, int], node_ids: Iterable[int], clients:
     A node stays the client that it was `before`; a client whose node is gone gets one of those that have newly come, in
     the order of their ids, and is left out where there is none.
     """
-    there = sorted(node_ids)
-    nodes = {client: node for client, node in before.items() if node in set(there)}
-    new = iter(sorted(set(there) - set(nodes.values())))
+    there = set(node_ids)
+    nodes = {client: node for client, node in before.items() if node in there}
+    new = sorted(there - set(nodes.values()))
     vacant = (client for client in range(clients) if client not in nodes)
     return dict(sorted((nodes | dict(zip(vacant, new, strict=False))).items()))
 
