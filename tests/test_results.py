@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,36 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) ->
     checkpoint = open_run(tmp_path, Experiment())
     assert checkpoint is None
     assert rounds_in(tmp_path / "rounds.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("rounds", "kept"),
+    [("1 2", 2), ("1", 1), ("2", 1), ("", 0), ("1 1 2", 3), ("1 x 2", 1)],
+)
+def test_rounds_that_a_checkpoint_counts_on_must_be_there(rounds: str, kept: int, tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    text = "\n".join(word if word == "x" else json.dumps(record(int(word))) for word in rounds.split())
+    (tmp_path / "rounds.jsonl").write_text(text)
+    if rounds == "1 2":
+        open_run(tmp_path, Experiment())
+        save(tmp_path, 3)  # even behind a last line without its end
+        assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2, 3]
+    else:
+        with pytest.raises(ResultsError, match=rf"expected a line for each of the rounds 1 to 2, .* it has {kept}\."):
+            open_run(tmp_path, Experiment())
+        assert (tmp_path / "rounds.jsonl").read_text() == text  # left as it is, to be mended
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b[:-9], lambda b: b"", lambda b: b"\xff" * 50])
+def test_a_damaged_checkpoint_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ResultsError, match=r"checkpoint\.safetensors: expected a run's state .* move the run's folder"):
+        open_run(tmp_path, Experiment())
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from zerofl.cli import main
 from zerofl.data import load_dataset
 from zerofl.experiment import SERVER_OPTIMIZERS, Experiment, ExperimentError
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import ENGINES, EngineError, run_in_process
+from zerofl.flower.engines import ENGINES, EngineError, check_engine, run_in_process
 from zerofl.flower.messages import read_payload
 from zerofl.flower.server_app import server_app
 from zerofl.layers import sparse_layers
@@ -160,6 +160,14 @@ def test_an_existing_ray_cluster_ends_in_the_same_weights(cifar_root: Path, tmp_
             os.killpg(head.pid, signal.SIGTERM)
     with pytest.raises(EngineError, match=r"no Ray cluster answers there"):
         run(on_cluster, tmp_path / "gone", engine="ray")
+
+
+def test_a_port_that_is_not_rays_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerofl.flower.engines.CONNECT_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(EngineError, match="something answers there, but it is no Ray cluster"):
+            check_engine("ray", Experiment(ray_address=address))
 
 
 def test_a_killed_run_resumes_to_the_same_weights_and_record(cifar_root: Path, tmp_path: Path) -> None:

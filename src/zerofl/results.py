@@ -88,12 +88,21 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
 
     Raises:
         OSError: the folder cannot be written; nothing was computed yet.
+        ResultsError: the checkpoint is damaged, or rounds before it have lost their lines.
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
-    for file in (ROUNDS, CLIENTS):
-        _drop_rounds_after(directory / file, checkpoint.round if checkpoint else 0)
+    done = checkpoint.round if checkpoint else 0
+    kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}
+    rounds = [json.loads(line)["round"] for line in kept[ROUNDS]]
+    if rounds != list(range(1, done + 1)):
+        raise _damaged(
+            str(directory / ROUNDS), f"a line for each of the rounds 1 to {done}", ValueError(f"it has {len(rounds)}")
+        )
+    for file, lines in kept.items():
+        if (directory / file).exists():
+            write_atomically(directory / file, b"".join(lines))
     return checkpoint
 
 
@@ -238,14 +247,21 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; its tensors come in the file's order, not the model's."""
+    """Read a checkpoint; its tensors come in the file's order, not the model's.
+
+    Raises:
+        ResultsError: the file is damaged.
+    """
     parts: dict[str, State] = {"state": {}, "optimizer": {}}
-    with safe_open(path, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 (not a dict)
-            part, _, name = key.partition("/")
-            parts[part][name] = file.get_tensor(key)
-        metadata = file.metadata()
-    return Checkpoint(int(metadata["round"]), parts["state"], parts["optimizer"], metadata["data_sha256"])
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                part, _, name = key.partition("/")
+                parts[part][name] = file.get_tensor(key)
+            metadata = file.metadata()
+        return Checkpoint(int(metadata["round"]), parts["state"], parts["optimizer"], metadata["data_sha256"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(str(path), "a run's state after a round", error) from error
 
 
 def save_snapshot(directory: Path, round: int, weights: State) -> None:
@@ -305,18 +321,16 @@ def _append_lines(path: Path, records: list[dict[str, Any]] | list[Mapping[str, 
         os.fsync(file.fileno())
 
 
-def _drop_rounds_after(path: Path, round: int) -> None:
-    """Take out the lines of rounds that have no checkpoint, a half-written last line among them."""
-    if not path.exists():
-        return
+def _lines_until(path: Path, round: int) -> list[bytes]:
+    """The lines up to a round's: later ones have no checkpoint, a half-written last line among them."""
     kept = []
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in path.read_bytes().splitlines() if path.exists() else []:
         try:
-            if json.loads(line)["round"] <= round:
-                kept.append(line)
-        except json.JSONDecodeError:
+            if _json_object(line)["round"] <= round:
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError):
             break
-    write_atomically(path, b"".join(kept))
+    return kept
 
 
 def machine() -> str:

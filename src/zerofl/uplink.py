@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerofl.topk import active, count_top_k, keep_active, top_k_threshold
+from zerofl.topk import active, count_top_k, top_k_threshold
 
 State = dict[str, Tensor]
 """A model's state_dict: float32 parameters and buffers, int64 counters."""
@@ -48,39 +48,35 @@ class Update:
     tensors: dict[str, Tensor | Sparse]
 
 
-def full(received: Tensor, trained: Tensor, k: int) -> Tensor:
-    """Vanilla SWAT ("Full Model" in Table 1): every weight."""
+def weights(received: Tensor, trained: Tensor) -> Tensor:
+    """The trained weights."""
     return trained
 
 
-def top_k_weights(received: Tensor, trained: Tensor, k: int) -> Tensor:
-    """Top-K-Weights: the top K of the trained weights. What is not sent counts as zero in the average."""
-    return keep_active(trained, top_k_threshold(trained, k))
-
-
-def diff_on_top_k_weights(received: Tensor, trained: Tensor, k: int) -> Tensor:
-    """Diff on Top-K-Weights: the change of the weights that are the top K after training."""
-    return torch.where(active(trained, top_k_threshold(trained, k)), trained - received, 0.0)
-
-
-def top_k_weights_diff(received: Tensor, trained: Tensor, k: int) -> Tensor:
-    """Top-K-Weights Diff: the top K of the change."""
-    change = trained - received
-    return keep_active(change, top_k_threshold(change, k))
+def change(received: Tensor, trained: Tensor) -> Tensor:
+    """The change of the weights in local training."""
+    return trained - received
 
 
 class Uplink(NamedTuple):
-    """A strategy: what it sends of one sparse layer, and whether the server adds it."""
+    """A strategy: of `sends(received, trained)` those entries travel where `ranks(received, trained)` is largest.
 
-    select: Callable[[Tensor, Tensor, int], Tensor]
+    `adds` says whether the server adds them to its model, or takes them.
+    """
+
+    sends: Callable[[Tensor, Tensor], Tensor]
+    ranks: Callable[[Tensor, Tensor], Tensor]
     adds: bool
 
 
 UPLINKS = {
-    "full": Uplink(full, adds=False),
-    "top_k_weights": Uplink(top_k_weights, adds=False),
-    "diff_on_top_k_weights": Uplink(diff_on_top_k_weights, adds=True),
-    "top_k_weights_diff": Uplink(top_k_weights_diff, adds=True),
+    # Vanilla SWAT ("Full Model" in Table 1) sends all of them.
+    "full": Uplink(sends=weights, ranks=weights, adds=False),
+    # What is not sent counts as zero in the average.
+    "top_k_weights": Uplink(sends=weights, ranks=weights, adds=False),
+    # The change of the weights that are the top K after training.
+    "diff_on_top_k_weights": Uplink(sends=change, ranks=weights, adds=True),
+    "top_k_weights_diff": Uplink(sends=change, ranks=change, adds=True),
 }
 
 
@@ -93,24 +89,44 @@ def make_update(
     per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Every other tensor is sent
     whole. The states may be on another device, where the choice is made then; the update is on the CPU.
     """
-    strategy = UPLINKS[uplink]
+    sends, ranks, adds = UPLINKS[uplink]
     sparse = set(sparse)
     tensors: dict[str, Tensor | Sparse] = {}
     for name, after in trained.items():
         before = received[name]
         if uplink == "full" or not after.is_floating_point():
             tensors[name] = after.cpu()
-        elif name in sparse:
+            continue
+        sent = sends(before, after)
+        if name in sparse:
             k = count_top_k(after.numel(), sparsity, mask_ratio)
-            tensors[name] = sparsified(strategy.select(before, after, k))
+            tensors[name] = keep_largest(sent, sent if ranks is sends else ranks(before, after), k)
         else:
-            tensors[name] = (after - before if strategy.adds else after).cpu()
-    return Update(strategy.adds, tensors)
+            tensors[name] = sent.cpu()
+    return Update(adds, tensors)
+
+
+def keep_largest(x: Tensor, by: Tensor, k: int) -> Sparse:
+    """The entries of float32 `x` where the magnitude of `by`, of the same shape, is among its top k; +0 is left out."""
+    threshold = top_k_threshold(by, k)
+    if x.device.type != "cpu":
+        return sparsified(torch.where(active(by, threshold), x, 0.0))
+    # numpy takes a quarter of the time of PyTorch's operators here: its large arrays are in huge pages.
+    is_active = ~(np.abs(_flat(by)) < np.float32(threshold.item()))
+    return _entries(_flat(x), is_active, x.shape)
 
 
 def sparsified(x: Tensor) -> Sparse:
     """The entries of float32 `x` that are not +0, to the bit: -0 is kept."""
-    flat = x.detach().cpu().contiguous().flatten().numpy()
-    mask = flat.view(np.int32) != 0
+    flat = _flat(x.cpu())
+    return _entries(flat, np.ones(len(flat), bool), x.shape)
+
+
+def _entries(flat: np.ndarray, mask: np.ndarray, shape: torch.Size) -> Sparse:
+    mask &= flat.view(np.int32) != 0
     values = flat.take(np.flatnonzero(mask))  # a third of the time of flat[mask]
-    return Sparse(torch.from_numpy(np.packbits(mask)), torch.from_numpy(values), x.shape)
+    return Sparse(torch.from_numpy(np.packbits(mask)), torch.from_numpy(values), shape)
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    return x.detach().contiguous().flatten().numpy()

@@ -4,6 +4,8 @@ import importlib.util
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -154,7 +156,7 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experim
 
 
 def _check_address(address: str) -> None:
-    """Whether anything answers at host:port. Ray itself would try for minutes."""
+    """Whether a Ray cluster answers at host:port. Ray itself would try for minutes, or for ever."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise EngineError(f"ray_address = {address!r}: expected host:port, for example 10.0.0.1:6379")
@@ -162,6 +164,13 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise EngineError(f"ray_address = {address!r}: no Ray cluster answers there: {error}") from error
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        healthy = subprocess.run(check, capture_output=True, timeout=2 * CONNECT_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise EngineError(f"ray_address = {address!r}: something answers there, but it is no Ray cluster in health")
 
 
 def _client_resources(experiment: Experiment) -> dict[str, float]:
