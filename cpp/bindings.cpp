@@ -16,6 +16,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "linear_weight.h"
 #include "normalization.h"
 #include "packing.h"
 #include "parallel.h"
@@ -182,7 +183,8 @@ struct Shape : Geometry {
 // A convolution of one training step, between its forward and its backward pass.
 struct Sparse {
   Shape geometry;
-  std::unique_ptr<PackedWeight> weight;
+  std::unique_ptr<PackedWeight> weight;  // or
+  std::unique_ptr<LinearWeight> linear;
   std::unique_ptr<PackedInput> input;  // null if no gradient of the weight is wanted
 };
 
@@ -264,23 +266,27 @@ NB_MODULE(_native, m) {
             const Choice of_weight = checked(weight_choice, weight.size());
             std::optional<Choice> of_input;
             if (input_choice) of_input = checked(*input_choice, input.size());
-            new (self) Sparse{s, nullptr, nullptr};
+            new (self) Sparse{s, nullptr, nullptr, nullptr};
             try {
               const Stopwatch stopwatch(PACKING);
-              self->weight = std::make_unique<PackedWeight>(*kernels, threads, s, weight.data(), of_weight, for_grad_input);
+              if (is_small_linear(s))
+                self->linear = std::make_unique<LinearWeight>(*kernels, threads, s, weight.data(), of_weight);
+              else
+                self->weight = std::make_unique<PackedWeight>(*kernels, threads, s, weight.data(), of_weight, for_grad_input);
               if (of_input) self->input = std::make_unique<PackedInput>(*kernels, threads, s, input.data(), *of_input);
             } catch (...) {
               self->~Sparse();
               throw;
             }
             const Stopwatch stopwatch(FORWARD);
+            if (self->linear) return self->linear->forward(threads, input.data(), pointer(bias), output.data());
             Lists& forward = self->weight->forward;
             forward.run(self->weight->kernels, threads, input.data(), pointer(bias), nullptr, output.data());
             forward = {};  // it has served; the backward pass needs the other
           },
           "geometry"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a,
           "weight_choice"_a, "input_choice"_a.none(), "for_grad_input"_a, "threads"_a, release)
-      .def_prop_ro("weight_threshold", [](const Sparse& self) { return self.weight->threshold; })
+      .def_prop_ro("weight_threshold", [](const Sparse& self) { return self.linear ? self.linear->threshold : self.weight->threshold; })
       .def_prop_ro("input_threshold",
                    [](const Sparse& self) {
                      return self.input ? std::optional<float>(self.input->threshold) : std::nullopt;
@@ -292,7 +298,12 @@ NB_MODULE(_native, m) {
             const Geometry& s = self.geometry;
             threads = sensible(threads);
             expect(grad_output, {s.out_channels, s.out_height, s.out_width, s.batch}, "grad_output");
-            if (grad_input) {
+            if (grad_input && self.linear) {
+              expect(*grad_input, {s.in_channels, 1, 1, s.batch}, "grad_input");
+              if (addend) expect(*addend, {s.in_channels, 1, 1, s.batch}, "addend");
+              const Stopwatch stopwatch(GRAD_INPUT);
+              self.linear->grad_input(threads, grad_output.data(), pointer(addend), grad_input->data());
+            } else if (grad_input) {
               const Lists& backward = self.weight->backward;
               expect(*grad_input, {s.in_channels, s.in_height, s.in_width, s.batch}, "grad_input");
               if (backward.phases.empty()) throw nb::value_error("the weight was packed without for_grad_input");

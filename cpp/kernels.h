@@ -110,6 +110,14 @@ struct Kernels {
   void (*linear_gradient)(const WeightGradient&, const float* grad_output, float* grad_weight, int first_out,
                           int in_begin, int in_end, float* planes, float* sums);
 
+  // One output channel of a linear layer: y = start + sum of value[i] * row (index[i] - first) of x, whose rows and y are
+  // `vectors` vectors long.
+  void (*linear_forward)(const uint32_t* index, const float* value, int64_t count, uint32_t first, const float* x,
+                         int vectors, float start, float* y);
+  // Its part of grad_input: row (index[i] - first) of dx += value[i] * dy.
+  void (*linear_grad_input)(const uint32_t* index, const float* value, int64_t count, uint32_t first, const float* dy,
+                            int vectors, float* dx);
+
   // The entries that are not below the threshold in magnitude and not zero, and their indices; returns how many.
   int64_t (*find_active)(const float* x, int64_t count, float threshold, uint32_t* indices, float* values);
 

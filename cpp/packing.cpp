@@ -21,12 +21,7 @@ constexpr int SUMS = 2048;              // tiles of sums that wait for the next 
 constexpr int STRIP = 2, ROWS = 8;      // of a sweep: enough that neighbours' windows are seldom packed twice
 constexpr int64_t LARGE = 1 << 19;      // floats of an output that leaves the caches before it is read
 constexpr int PLANES_BYTES = 40 << 10;  // of the output gradient that a list of activations reads
-constexpr float GUESS = 0.03f;           // how far a threshold may move from one step to the next without extra work
-constexpr int64_t FEW = 1 << 12;        // entries of which a threshold is found at once
-constexpr int RUN = 8;                  // neighbouring entries in a threshold's sample
-constexpr int64_t MOST_RUNS = 1 << 10;  // of the sample
 constexpr int64_t SPAN = 1 << 15;       // entries of an input that a thread packs at a time, at least
-constexpr int64_t PART = 1 << 16;       // entries of a tensor that a thread looks at at a time
 
 int ceil_div(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
@@ -138,90 +133,7 @@ struct Divisor {
   uint64_t reciprocal;
 };
 
-// Entries of a part of a tensor that are large enough, and their indices in it.
-struct Found {
-  Array<uint32_t> indices;
-  Array<float> values;
-  int64_t size = 0;
-
-  void find(const Kernels& kernels, const float* x, int64_t count, float threshold) {
-    uint32_t* index = reinterpret_cast<uint32_t*>(scratch(0, count));
-    float* value = scratch(1, count);
-    size = kernels.find_active(x, count, threshold, index, value);
-    indices.allocate(size), values.allocate(size);
-    memcpy(indices.data(), index, size * sizeof(uint32_t));
-    memcpy(values.data(), value, size * sizeof(float));
-  }
-
-  void drop_below(float threshold) {
-    int64_t kept = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      indices.data()[kept] = indices.data()[i];
-      values.data()[kept] = values.data()[i];
-      kept += !(std::fabs(values.data()[i]) < threshold);
-    }
-    size = kept;
-  }
-};
-
-// The active entries of each part of x, `part` entries long, and the threshold. One pass over x if the guess is good.
-float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part, const Choice& choice,
-                  std::vector<Found>& found) {
-  const Stopwatch stopwatch(TOP_K);
-  const int64_t parts = static_cast<int64_t>(found.size());
-  const auto find = [&](float threshold) {
-    parallel(threads, parts, [&](int64_t i) {
-      found[i].find(kernels, x + i * part, std::min(part, count - i * part), threshold);
-    });
-  };
-  if (choice.exact) {
-    find(choice.threshold);
-    return choice.threshold;
-  }
-  if (choice.threshold > 0 && choice.threshold < INFINITY && choice.k > 0) {
-    const float low = choice.threshold * (1 - GUESS), high = choice.threshold * (1 + GUESS);
-    find(low);
-    std::vector<std::vector<float>> within(parts);
-    std::vector<int64_t> above(parts);
-    parallel(threads, parts, [&](int64_t i) {
-      const float* values = found[i].values.data();
-      float* between = scratch(0, found[i].size);
-      const int64_t n = kernels.partition(values, found[i].size, low, high, between, &above[i]);
-      within[i].assign(between, between + n);
-    });
-    const int64_t over = std::accumulate(above.begin(), above.end(), int64_t{0});
-    std::vector<float> all;
-    for (const auto& values : within) all.insert(all.end(), values.begin(), values.end());
-    if (over < choice.k && choice.k <= over + static_cast<int64_t>(all.size())) {
-      const float threshold = top_k_threshold(kernels, threads, all.data(), all.size(), choice.k - over);
-      parallel(threads, parts, [&](int64_t i) { found[i].drop_below(threshold); });
-      return threshold;
-    }
-  }
-  const float threshold = top_k_threshold(kernels, threads, x, count, choice.k);
-  find(threshold);
-  return threshold;
-}
-
 }  // namespace
-
-float* scratch(int slot, int64_t floats) {
-  struct Buffer {
-    float* memory = nullptr;
-    int64_t size = 0;
-    ~Buffer() { std::free(memory); }
-  };
-  static thread_local Buffer buffers[2];
-  Buffer& buffer = buffers[slot];
-  if (buffer.size < floats) {
-    std::free(buffer.memory);
-    buffer.size = 0;
-    buffer.memory = static_cast<float*>(std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64));
-    if (!buffer.memory) throw std::bad_alloc();
-    buffer.size = floats;
-  }
-  return buffer.memory;
-}
 
 void Lists::run(const Kernels& kernels, int threads, const float* input, const float* bias, const float* addend,
                 float* output) const {
@@ -481,69 +393,6 @@ void PackedInput::grad_weight(int threads, const float* grad_output, float* grad
     float* sums = scratch(1, static_cast<int64_t>(end - begin) * taps * lanes);
     kernels.weight_gradient(w, grad_output, grad_weight, first_out, begin, end, planes, sums);
   });
-}
-
-float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t k) {
-  if (k <= 0) return INFINITY;
-  if (count <= FEW) {
-    std::vector<float> all(count);
-    int64_t above;  // NaN, which no comparison finds
-    const int64_t found = kernels.partition(x, count, 0, INFINITY, all.data(), &above);
-    if (k <= above) return NAN;
-    std::nth_element(all.begin(), all.begin() + (k - above - 1), all.begin() + found, std::greater<float>());
-    return all[k - above - 1];
-  }
-  // A sample of short runs, an odd step apart so that they meet all images and positions alike, brackets the k-th magnitude. One pass counts what lies above the bracket and keeps what lies
-  // within, a few percent, of which the k-th is found in the same way.
-  const int64_t runs = std::min(MOST_RUNS, count / (8 * RUN)), step = (count / runs - 1) | 1;
-  std::vector<float> sample;
-  for (int64_t run = 0; run < runs; ++run)
-    for (int i = 0; i < RUN; ++i) {
-      const float magnitude = std::fabs(x[run * step + i]);
-      sample.push_back(magnitude == magnitude ? magnitude : INFINITY);
-    }
-  const double size = static_cast<double>(sample.size()), share = static_cast<double>(k) / count;
-  // Neighbours are alike, so a run tells less than RUN entries would; a bracket that fails costs a second pass.
-  const double margin = 6 * std::sqrt(share * (1 - share) / size) + 1 / size;
-  const auto quantile = [&](double from_top) {
-    const auto place = sample.begin() + static_cast<int64_t>(from_top * size);
-    std::nth_element(sample.begin(), place, sample.end(), std::greater<float>());
-    return *place;
-  };
-  float low = share + margin < 1 ? quantile(share + margin) : 0;
-  float high = share - margin > 0 ? quantile(share - margin) : INFINITY;
-
-  const int64_t parts = (count + PART - 1) / PART;
-  std::vector<int64_t> above(parts), found(parts);
-  std::vector<std::vector<float>> kept(parts);
-  while (true) {
-    parallel(threads, parts, [&](int64_t part) {
-      const int64_t begin = part * PART;
-      float* between = scratch(0, PART);
-      found[part] = kernels.partition(x + begin, std::min(PART, count - begin), low, high, between, &above[part]);
-      kept[part].assign(between, between + found[part]);
-    });
-    const int64_t over = std::accumulate(above.begin(), above.end(), int64_t{0});
-    const int64_t within = std::accumulate(found.begin(), found.end(), int64_t{0});
-    if (over < k && k <= over + within) {
-      if (low == high) return low;
-      std::vector<float> all;
-      all.reserve(within);
-      for (const auto& part : kept) all.insert(all.end(), part.begin(), part.end());
-      if (within > count / 2) {  // too little progress to try more of the same
-        const auto place = all.begin() + (k - over - 1);
-        std::nth_element(all.begin(), place, all.end(), std::greater<float>());
-        return *place;
-      }
-      return top_k_threshold(kernels, threads, all.data(), within, k - over);
-    }
-    if (over >= k) {
-      if (high == INFINITY) return NAN;  // only NaN lies above
-      low = high, high = INFINITY;
-    } else {
-      high = low, low = 0;
-    }
-  }
 }
 
 }  // namespace zerofl

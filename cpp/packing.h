@@ -1,12 +1,11 @@
 // From dense tensors to the lists of non-zeros that the kernels run over.
 #pragma once
 
-#include <memory>
 #include <stdexcept>
 #include <vector>
 
+#include "choosing.h"
 #include "kernels.h"
-#include "pool.h"
 
 namespace zerofl {
 
@@ -19,15 +18,6 @@ struct Geometry {
   int taps() const { return kernel_height * kernel_width; }
 };
 
-// Memory that is not initialised, for what is about to be written.
-template <class T>
-struct Array {
-  std::unique_ptr<T, void (*)(void*)> memory{nullptr, pool_free};
-
-  void allocate(int64_t count) { memory.reset(static_cast<T*>(pool_allocate(count * sizeof(T)))); }
-  T* data() const { return memory.get(); }
-};
-
 // Convolutions with the same blocks and groups, and their lists in one row: the forward pass is one, grad_input one for
 // each phase of the stride.
 struct Lists {
@@ -38,14 +28,6 @@ struct Lists {
   int64_t per_phase() const { return (int64_t)phases[0].groups() * phases[0].blocks() * phases[0].group; }
   void run(const Kernels& kernels, int threads, const float* input, const float* bias, const float* addend,
            float* output) const;
-};
-
-// Which entries of a tensor are active: those from `threshold` on, or the k largest in magnitude (all that equal the
-// k-th), which begin near `threshold` if that is above 0.
-struct Choice {
-  int64_t k;
-  float threshold;
-  bool exact;
 };
 
 // A weight's active entries for one training step: for the forward pass, and for grad_input if asked for.
@@ -76,11 +58,5 @@ struct PackedInput {
   std::vector<const Entry*> entries;  // of each channel
   std::vector<int32_t> starts;
 };
-
-// The k-th largest magnitude of x, exactly; NaN counts as the largest.
-float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t k);
-
-// A buffer of the calling thread that grows and stays; `slot` tells buffers in use at the same time apart.
-float* scratch(int slot, int64_t floats);
 
 }  // namespace zerofl

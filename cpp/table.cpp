@@ -10,6 +10,8 @@ void convolve(const Convolution&, const float*, const float*, const float*, floa
               float*);
 void weight_gradient(const WeightGradient&, const float*, float*, int, int, int, float*, float*);
 void linear_gradient(const WeightGradient&, const float*, float*, int, int, int, float*, float*);
+void linear_forward(const uint32_t*, const float*, int64_t, uint32_t, const float*, int, float, float*);
+void linear_grad_input(const uint32_t*, const float*, int64_t, uint32_t, const float*, int, float*);
 int64_t find_active(const float*, int64_t, float, uint32_t*, float*);
 int64_t partition(const float*, int64_t, float, float, float*, int64_t*);
 void batch_norm_statistics(const float*, int64_t, float*, float*);
@@ -34,6 +36,8 @@ extern const Kernels TABLE_OF(ISA) = {
     ISA::convolve,
     ISA::weight_gradient,
     ISA::linear_gradient,
+    ISA::linear_forward,
+    ISA::linear_grad_input,
     ISA::find_active,
     ISA::partition,
     ISA::batch_norm_statistics,
