@@ -120,6 +120,9 @@ def test_a_linear_layer_of_integers_is_the_references_bit_by_bit(geometry: Geome
         # Rows of several strips, and more rows than a sweep takes.
         (Geometry(48, 3, 5, (19, 25), padding=(1, 1)), 0.5),
         (Geometry(1, 2, 3, (40, 700), (3, 7), padding=(1, 3)), 0.3),
+        # A linear layer whose weights are several parts, on whole and on partial vectors of images.
+        (Geometry(20, 3000, 400, (1, 1), (1, 1)), 0.95),
+        (Geometry(64, 700, 801, (1, 1), (1, 1)), 0.0),
         # Each span of input channels is more than a thread packs at a time.
         (Geometry(40, 3, 2, (30, 31), (1, 1)), 0.9),
     ],
@@ -135,8 +138,8 @@ def test_large_tensors(geometry: Geometry, sparsity: float, isa: str) -> None:
     assert_same(actual, reference(operands, weight_threshold, input_threshold))
 
 
-@given(geometries(), st.data())
-@examples(40)
+@given(st.one_of(geometries(), linears()), st.data())
+@examples(60)
 def test_real_numbers_differ_by_the_rounding_of_their_sums(geometry: Geometry, data: st.DataObject) -> None:
     operands = draw_operands(geometry, data.draw(seeds), normal)
     (weight_choice, weight_threshold), (input_choice, input_threshold) = (
@@ -162,8 +165,8 @@ def magnitudes(operands: Operands) -> Operands:
     return Operands(operands.geometry, *(None if t is None else t.abs() for t in operands[1:]))  # type: ignore[arg-type]
 
 
-@given(geometries(work=500_000), seeds)
-@examples(30)
+@given(st.one_of(geometries(work=500_000), linears()), seeds)
+@examples(45)
 def test_results_do_not_depend_on_the_number_of_threads_or_the_guess(geometry: Geometry, seed: int) -> None:
     operands = draw_operands(geometry, seed, normal)
     weights, inputs = (count_top_k(x.numel(), 0.8) for x in (operands.weight, operands.input))
@@ -182,8 +185,8 @@ def assert_equal(actual: Results, expected: Results) -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-@given(geometries(work=500_000), seeds, st.data())
-@examples(60)
+@given(st.one_of(geometries(work=500_000), linears()), seeds, st.data())
+@examples(90)
 def test_nan_and_infinity_come_through_and_stay_where_they_belong(
     geometry: Geometry, seed: int, data: st.DataObject
 ) -> None:

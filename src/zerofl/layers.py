@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerofl import innermost, native, swat
-from zerofl.topk import count_top_k, top_k_threshold
+from zerofl.topk import count_active, count_top_k, top_k_threshold
 
 Backend = Literal["auto", "native", "reference"]
 
@@ -281,7 +281,7 @@ def realised_sparsity(model: nn.Module) -> dict[str, float]:
     `topk_period=1`, by up to that many otherwise. Layers that have not been trained yet are left out.
     """
     return {
-        name: (layer.weight.detach().abs() < layer.weight_threshold).count_nonzero().item() / layer.weight.numel()
+        name: 1 - count_active(layer.weight, layer.weight_threshold) / layer.weight.numel()
         for name, layer in sparse_layers(model)
         if layer.weight_threshold is not None
     }

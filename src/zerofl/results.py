@@ -26,6 +26,7 @@ import tomli_w
 import torch
 from safetensors import SafetensorError, safe_open
 
+from zerofl import native
 from zerofl.experiment import Experiment, ExperimentError, differing_keys, make_experiment
 from zerofl.uplink import State
 
@@ -234,6 +235,7 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "train_seconds": sum(record["train_seconds"] for record in rounds),
         "threads": experiment.threads,
         "machine": machine(),
+        "kernels": native.isa() if native.UNAVAILABLE is None else f"reference: {native.UNAVAILABLE}",
         "versions": versions(),
     }
 

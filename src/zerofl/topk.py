@@ -9,6 +9,7 @@ import functools
 import math
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,6 +84,13 @@ def kth_by_digits(magnitudes: Tensor, kth: int) -> Tensor:
 def active(x: Tensor, threshold: Tensor | float) -> Tensor:
     """Which entries of `x` are active: a bool tensor of its shape."""
     return ~(x.abs() < threshold)
+
+
+def count_active(x: Tensor, threshold: Tensor | float) -> int:
+    """How many entries of `x` are active."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:  # numpy takes a quarter of the time of PyTorch's operators
+        return x.numel() - int(np.count_nonzero(np.abs(x.detach().numpy()) < np.float32(float(threshold))))
+    return int(active(x, threshold).count_nonzero())
 
 
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def encode(
             )
         kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
         if isinstance(tensor, Sparse) and tensor.values.numel() < shape.numel():
-            parts.append(_encode_mask(tensor.mask(), tensor.values.numel(), positions))
+            parts.append(_encode_mask(tensor, positions))
             entries = tensor.values
         else:
             parts.append(bytes([DENSE]))
@@ -119,23 +119,24 @@ def decode_state(payload: bytes, schema: Schema) -> State:
 
 def positions_size(sparse: Sparse, positions: str = "cheapest") -> int:
     """The bytes that a sparse tensor's positions take on the wire."""
-    return len(_encode_mask(sparse.mask(), sparse.values.numel(), positions))
+    return len(_encode_mask(sparse, positions))
 
 
-def _encode_mask(mask: np.ndarray, count: int, positions: str) -> bytes:
-    """Which entries are sent, bool [numel], `count` of them true -> `uint8 encoding` and the cheapest there is."""
+def _encode_mask(sparse: Sparse, positions: str) -> bytes:
+    """Which entries are sent -> `uint8 encoding` and the cheapest there is."""
+    count, numel = sparse.values.numel(), sparse.shape.numel()
     csr_size = 5 + 4 * count
     candidates: list[bytes] = []
     if positions == "cheapest":
-        bitmap = np.packbits(mask)
+        bitmap = sparse.bits.numpy()
         candidates.append(bytes([BITMAP]) + bitmap.tobytes())
-        if 0 < count < len(mask):
-            coded = encode_bitmap(bitmap, count, len(mask))
+        if 0 < count < numel:
+            coded = encode_bitmap(bitmap, count, numel)
             candidates.append(struct.pack("<BI", CODED, count) + coded)
     shortest = min(candidates, key=len, default=None)
     if shortest is not None and len(shortest) <= csr_size:
         return shortest
-    return struct.pack("<BI", CSR, count) + np.flatnonzero(mask).astype("<i4").tobytes()
+    return struct.pack("<BI", CSR, count) + np.flatnonzero(sparse.mask()).astype("<i4").tobytes()
 
 
 def _decode_tensor(reader: Reader, spec: TensorSpec) -> Tensor | Sparse:
