@@ -7,11 +7,14 @@ namespace zerofl::ISA {
 namespace {
 
 constexpr int VECTORS = TILE / LANES;
-const int64_t* const IN_ORDER = [] {
-  static int64_t places[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) places[v] = v * LANES;
-  return places;
-}();
+// Made by the compiler: code that ran when the module is loaded would be this instruction set's, on any processor.
+struct Places {
+  int64_t at[VECTORS] = {};
+  constexpr Places() {
+    for (int v = 0; v < VECTORS; ++v) at[v] = v * LANES;
+  }
+};
+constexpr Places IN_ORDER;
 constexpr int AHEAD = 12;  // lists before its own that an addend's tile is fetched
 // An addition takes about four cycles and two start in each, so eight sums have to be under way.
 constexpr int CHAINS = VECTORS >= 8 ? 1 : 8 / VECTORS;
@@ -185,7 +188,7 @@ void convolve(const Convolution& c, const float* input, const float* bias, const
             multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, c.large && is_aligned(to), to,
                          places);
           else
-            multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, false, sum, IN_ORDER);
+            multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, false, sum, IN_ORDER.at);
           for (++lists_done; fetched * lists < lists_done * in_channels; ++fetched)
             prefetch_channel(c, input, strip, packed_end, channel_begin + fetched);
           if (block + 1 == blocks && !direct)

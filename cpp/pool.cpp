@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -39,7 +40,12 @@ struct Pool {
 
 // Never destroyed: tensors may outlive the end of main.
 Pool& pool() {
-  static Pool* pool = new Pool;
+  static Pool* pool = [] {
+    // A thread that is in here while another one forks would leave its lock locked in the child.
+    pthread_atfork([] { zerofl::pool().mutex.lock(); }, [] { zerofl::pool().mutex.unlock(); },
+                   [] { zerofl::pool().mutex.unlock(); });
+    return new Pool;
+  }();
   return *pool;
 }
 

@@ -62,6 +62,7 @@ void max_pool_gradient(const float* grad_y, const uint8_t* place, int height, in
                        float* grad_x) {
   const int64_t row_floats = (int64_t)width * batch;
   const int rows = height / size, columns = width / size;
+  if (!row_floats) return;
   for (int row = 0; row < rows; ++row) {
     float* to = grad_x + row * size * row_floats;
     for (int column = 0; column < columns; ++column, grad_y += batch, place += batch, to += (int64_t)size * batch) {
@@ -86,7 +87,7 @@ void max_pool_gradient(const float* grad_y, const uint8_t* place, int height, in
       memset(grad_x + (row * size + p) * row_floats + (int64_t)columns * size * batch, 0,
              (row_floats - (int64_t)columns * size * batch) * sizeof(float));
   }
-  memset(grad_x + rows * size * row_floats, 0, (height - rows * size) * row_floats * sizeof(float));
+  if (height > rows * size) memset(grad_x + rows * size * row_floats, 0, (height - rows * size) * row_floats * sizeof(float));
 }
 
 }  // namespace zerofl::ISA

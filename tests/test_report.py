@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def write_sweep(directory: Path, text: str = SWEEP, unfinished: str = "") -> Pat
             records = [record_of(row.name, e.seed, round, e.uplink) for round in rounds]
             (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
             if row.name != unfinished:
-                (folder / "summary.json").write_text(json.dumps(summary_of(row.name, e.seed)))
+                (folder / "summary.json").write_text(
+                    json.dumps({"name": e.name, "rounds": 4} | summary_of(row.name, e.seed))
+                )
             for round in (2, 4):
                 weights = {layer: torch.tensor([1.0, 2.0, 0.0, 3.0 * (round == 4)]) for layer in LAYERS}
                 save_snapshot(folder, round, weights)
@@ -271,6 +274,7 @@ def test_an_unfinished_seed_leaves_the_others_curves_as_long_as_they_are(
     sweep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_rounds(sweep / "swat-seed2", 2)
+    (sweep / "swat-seed2" / "summary.json").unlink()
     drawn: dict[str, tuple[list[int], list[float]]] = {}
     plot = Axes.plot
 
@@ -347,7 +351,7 @@ def test_a_folder_given_twice_is_there_once(sweep: Path, tmp_path: Path) -> None
     [
         ("summary.json", "{", "summary.json: expected a JSON object, but it is damaged: Expecting"),
         ("summary.json", "[]", "summary.json: expected a JSON object, but it is damaged: it is list"),
-        ("summary.json", "{}", "summary.json: has no uplink_bytes, expected a positive number"),
+        ("summary.json", "{}", "summary.json: has no name, expected a text"),
         ("summary.json", "\xff", "summary.json: expected a JSON object"),
         ("experiment.toml", "rounds = ", "experiment.toml: expected the settings of a run, but it is damaged"),
         ("experiment.toml", "turns = 3", "experiment.toml: expected the settings of a run, but it is damaged: unknown"),
@@ -361,7 +365,7 @@ def test_a_folder_given_twice_is_there_once(sweep: Path, tmp_path: Path) -> None
         (
             "rounds.jsonl",
             '{"round": 1, "examples": 1, "nonzero_ratio": {}, "test_accuracy": NaN}\n',
-            "rounds.jsonl, line 1: test_accuracy = nan: expected a number or null",
+            "rounds.jsonl, line 1: test_accuracy = nan: expected a number in [0, 1] or null",
         ),
         ("snapshots/round-00002.safetensors", "cut", "round-00002.safetensors: expected the kept weights of a round"),
         ("snapshots/round-two.safetensors", "", "round-two.safetensors: expected a name such as"),
@@ -401,8 +405,32 @@ def test_a_layer_without_a_weight_is_shown_empty(sweep: Path) -> None:
     assert table.rows[0][2:] == ["", "0.0%", "0.0%"]
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("rounds.jsonl", lambda s: s[: len(s) // 2], "summary.json: it is of 4 rounds of 'swat-seed1', and the f"),
+        ("rounds.jsonl", lambda s: s.replace('"round": 4', '"round": 3'), "line 4: expected round 4, found round 3"),
+        ("rounds.jsonl", None, "summary.json: it is of 4 rounds of 'swat-seed1', and the folder has 0"),
+        ("experiment.toml", None, "swat-seed1 has no experiment.toml"),
+        ("summary.json", lambda s: s.replace("swat-seed1", "dense"), "it is of 4 rounds of 'dense', and the folder"),
+        ("summary.json", lambda s: re.sub('"test_accuracy": 0', '"test_accuracy": 43', s), "expected a number in [0"),
+    ],
+)
+def test_files_of_a_run_that_do_not_belong_together_are_named(
+    file: str, change: Callable[[str], str] | None, message: str, sweep: Path
+) -> None:
+    path = sweep / "swat-seed1" / file
+    if change is None:
+        path.unlink()
+    else:
+        path.write_text(change(path.read_text()))
+    with pytest.raises(ResultsError, match=re.escape(message)):
+        collect(sweep)
+
+
 def test_a_round_that_is_being_written_is_not_yet_there(sweep: Path) -> None:
     keep_rounds(sweep / "swat-seed1", 2)
+    (sweep / "swat-seed1" / "summary.json").unlink()
     with (sweep / "swat-seed1" / "rounds.jsonl").open("a") as file:
         file.write('{"round": 3, "examp')
     assert [len(run.rounds) for run in collect(sweep).rows[0].runs] == [2, 4]

@@ -7,19 +7,24 @@ import torch
 
 from tests.running import experiment_of, run
 from zerofl import results
+from zerofl.data import dataset_checksum, load_dataset
 from zerofl.experiment import Experiment
+from zerofl.flower.client_app import app as client_app
+from zerofl.flower.engines import InProcessGrid
+from zerofl.flower.server_app import serve
 from zerofl.results import Checkpoint, ResultsError, check_run, load_checkpoint, open_run, save_checkpoint, save_round
+from zerofl.train import initial_model
 
 STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
 MOMENTS = {"m.w": torch.randn(3, 2), "v.w": torch.rand(3, 2)}
 
 
 def record(round: int) -> dict[str, int]:
-    return {"round": round, "uplink_bytes": round * 10}
+    return {"round": round, "uplink_bytes": round * 10, "examples": 2 * 30}
 
 
 def save(directory: Path, round: int) -> None:
-    clients = [{"round": round, "client": client} for client in (1, 2)]
+    clients = [{"round": round, "client": client, "num-examples": 30} for client in (1, 2)]
     save_round(directory, record(round), clients, Checkpoint(round, STATE, MOMENTS, "0123"))
 
 
@@ -93,6 +98,48 @@ def test_rounds_that_a_checkpoint_counts_on_must_be_there(rounds: str, kept: int
         with pytest.raises(ResultsError, match=rf"expected a line for each of the rounds 1 to 2, .* it has {kept}\."):
             open_run(tmp_path, Experiment())
         assert (tmp_path / "rounds.jsonl").read_text() == text  # left as it is, to be mended
+
+
+@pytest.mark.parametrize("damage", ["", "1 1 2", "x 1 2 2", "1 1 1 2 2"])
+def test_updates_that_a_round_counts_must_be_there(damage: str, tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    lines = [w if w == "x" else json.dumps({"round": int(w), "num-examples": 30}) for w in damage.split()]
+    (tmp_path / "clients.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ResultsError, match=r"clients\.jsonl: expected updates on 60 samples in round \d"):
+        open_run(tmp_path, Experiment())
+
+
+@pytest.mark.parametrize("left", ["rounds.jsonl", "checkpoint.safetensors", "summary.json"])
+def test_a_run_without_its_settings_is_not_taken_over(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).write_text("")
+    for resume in (False, True):
+        with pytest.raises(ResultsError, match=f"has {left} of a run, but not its experiment.toml"):
+            check_run(tmp_path, Experiment(), resume)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda c: c.state.popitem(), "its tensors have other names"),
+        (lambda c: c.state.update({"more": torch.zeros(1)}), "its tensors have other names"),
+        (lambda c: c.state.update({"fc2.bias": torch.zeros(3)}), "its tensors have other names"),
+        (lambda c: c.state["fc2.bias"].fill_(torch.nan), "fc2.bias holds non-finite values"),
+        (lambda c: c.optimizer_state.popitem(), "the optimiser's tensors have other names"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_not_gone_on_from(
+    spoil: Callable[[Checkpoint], object], cause: str, cifar_root: Path, tmp_path: Path
+) -> None:
+    experiment = experiment_of(cifar_root, model="leaf_cnn", server_optimizer="fedadam")
+    state = initial_model(experiment, load_dataset(experiment.dataset, experiment.root)).state_dict()
+    moments = {f"{m}.{name}": torch.zeros_like(tensor) for m in "mv" for name, tensor in state.items()}
+    checksum = dataset_checksum(experiment.dataset, experiment.root)
+    checkpoint = Checkpoint(1, dict(state), moments, checksum)
+    spoil(checkpoint)
+    with pytest.raises(ResultsError, match=f"checkpoint.safetensors: expected the experiment's model, but {cause}"):
+        serve(InProcessGrid(client_app, 1), experiment, tmp_path, checkpoint, lambda record: None)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b[:-9], lambda b: b"", lambda b: b"\xff" * 50])

@@ -78,7 +78,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor, relu: bool = False) -> Tensor:
         """Input [N, C, H, W] -> [N, C, H / size, W / size]."""
-        if input.dim() == 4 and native.takes(input):
+        if input.dim() == 4 and min(input.shape[2:]) >= self.kernel_size and native.takes(input):  # type: ignore[operator]
             return _max_pool(input, self.kernel_size, relu)  # type: ignore[no-any-return]
         return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
 

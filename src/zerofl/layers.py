@@ -187,6 +187,9 @@ _SPARSE_CLASS: dict[type[nn.Module], type[SparseConv2d] | type[SparseLinear]] = 
 }
 
 
+_PLAIN_CLASS = {double: plain for plain, double in innermost.INNERMOST.items()}
+
+
 def sparsify_(
     model: nn.Module,
     sparsity: float = 0.95,
@@ -262,7 +265,10 @@ def sparsify_(
         layer.backend = backend
         layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
     _disable_fused_transformer_paths(model)
-    if backend != "reference":
+    if backend == "reference":
+        for module in model.modules():  # what an earlier call may have made of them
+            module.__class__ = _PLAIN_CLASS.get(type(module), type(module))
+    else:
         _use_native_layout(model)
     return names
 

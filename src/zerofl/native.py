@@ -2,11 +2,13 @@
 
 Inside, activations lie batch innermost: memory order [C, H, W, N]. A tensor comes and goes as PyTorch's [N, C, H, W]
 with the strides of that order, so that a chain of these layers and of elementwise operations never moves data; other
-strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime. Results do
-not depend on the number of threads; they may differ in rounding between instruction sets.
+strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime. The kernels'
+results do not depend on their number (a bias's gradient and a 1x1 convolution are PyTorch's sums, which may); they may
+differ in rounding between instruction sets.
 """
 
 import functools
+import importlib.util
 import math
 import os
 import sys
@@ -21,13 +23,16 @@ from torch.autograd.function import once_differentiable
 try:
     from zerofl import _native
 except ImportError as error:
-    UNAVAILABLE: str | None = str(error)
+    built = importlib.util.find_spec("zerofl._native") is not None
+    UNAVAILABLE: str | None = str(error) if built else "they could not be built when it was installed"
 else:
     UNAVAILABLE = None
     _libraries = Path(torch.__file__).parent / "lib"
     _native.use_openmp_of(str(_libraries / ("libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so")))
-    if os.environ.get("ZEROFL_ISA"):
-        _native.set_isa(os.environ["ZEROFL_ISA"])
+    if wanted := os.environ.get("ZEROFL_ISA"):
+        if wanted not in _native.isas():
+            raise ImportError(f"ZEROFL_ISA={wanted}: expected one that this processor has: {', '.join(_native.isas())}")
+        _native.set_isa(wanted)
 
 
 def isa() -> str:
@@ -65,9 +70,22 @@ def batch_first(x: Tensor) -> Tensor:
     return x.permute(3, 0, 1, 2)
 
 
+def _result(x: Tensor) -> Tensor:
+    """[C, H, W, N] -> [N, C, H, W] on the same memory, as a tensor of its own.
+
+    A view that a Function returns cannot be changed in place, as a ReLU or a residual's addition behind it may want to.
+    """
+    y = batch_first(x)
+    return torch.ops.aten._unsafe_view(y, y.shape)  # type: ignore[no-any-return]
+
+
 def empty(shape: Sequence[int]) -> Tensor:
     """An uninitialised float32 tensor; a large one in memory that is kept and used again."""
-    return _native.empty(shape) if math.prod(shape) >= _POOLED else torch.empty(shape)
+    return _native.empty(shape) if math.prod(shape) >= _POOLED else _small(shape)
+
+
+def _small(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")  # whatever the defaults are
 
 
 _POOLED = 1 << 15  # floats; smaller ones cost the system nothing
@@ -134,7 +152,7 @@ class Conv2d(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         stride = sizes[0]
         samples = input.view_as(input) if stride == (1, 1) else input[:, :, :: stride[0], :: stride[1]]
-        return batch_first(output), samples, packed.weight_threshold, packed.input_threshold
+        return _result(output), samples, packed.weight_threshold, packed.input_threshold
 
     @staticmethod
     @once_differentiable
@@ -142,7 +160,13 @@ class Conv2d(torch.autograd.Function):
         ctx: Any, grad_output: Tensor | None, grad_samples: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
         if grad_output is None:
-            grad_output = batch_first(torch.zeros(ctx.output_shape))  # only the samples were used
+            # Only the samples were used.
+            grad_output = batch_first(torch.zeros(ctx.output_shape, dtype=torch.float32, device="cpu"))
+        if ctx.packed is None:
+            raise RuntimeError(
+                "Trying to backward through a sparse layer a second time; its operands were freed with the first. Say "
+                "retain_graph=True there"
+            )
         dy = batch_innermost(grad_output)
         addend = grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -151,6 +175,8 @@ class Conv2d(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = empty(ctx.weight_shape)
         ctx.packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads())
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.packed = None  # as autograd does with what it keeps itself
         if ctx.needs_input_grad[2]:
             grad_bias = dy.sum((1, 2, 3))
         return None if grad_input is None else batch_first(grad_input), grad_weight, grad_bias, *[None] * 4
@@ -201,14 +227,15 @@ class BatchNorm2d(torch.autograd.Function):
         relu: bool,
     ) -> Tensor:
         x = batch_innermost(input)
-        mean, variance = torch.empty(x.shape[0]), torch.empty(x.shape[0])
+        mean, variance = _small(x.shape[:1]), _small(x.shape[:1])
+        weight, bias = (None if t is None else t.detach().contiguous() for t in (weight, bias))
         needs_grad = any(ctx.needs_input_grad)
-        positive = torch.empty(x.shape[0], -(-x[0].numel() // 8), dtype=torch.uint8) if relu and needs_grad else None
+        positive = _small((x.shape[0], -(-x[0].numel() // 8)), torch.uint8) if relu and needs_grad else None
         y = _normalise(x, True, mean, variance, *running, momentum, weight, bias, residual, eps, relu, positive)
         if needs_grad:
-            ctx.save_for_backward(x, positive, mean, variance, None if weight is None else weight.detach())
+            ctx.save_for_backward(x, positive, mean, variance, weight)
         ctx.eps = eps
-        return batch_first(y)
+        return _result(y)
 
     @staticmethod
     @once_differentiable
@@ -268,6 +295,7 @@ def batch_norm(
 ) -> Tensor:
     """relu(batch_norm(input) + residual) with given statistics, as in evaluation; not differentiable."""
     x = batch_innermost(input)
+    weight, bias = (None if t is None else t.detach().contiguous() for t in (weight, bias))
     return batch_first(_normalise(x, False, mean, variance, None, None, 0.0, weight, bias, residual, eps, relu, None))
 
 
@@ -319,7 +347,7 @@ class MaxPool2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(place)
         ctx.size, ctx.input_shape = size, x.shape
-        return batch_first(y)
+        return _result(y)
 
     @staticmethod
     @once_differentiable

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -66,9 +67,15 @@ def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experime
     """Whether `experiment` can run in this folder, before anything is written; returns it with its threads settled.
 
     Raises:
-        ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment.
+        ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment, or its
+            settings are gone.
     """
     if not (directory / EXPERIMENT).exists():
+        if left := [file for file in (ROUNDS, CHECKPOINT, SUMMARY) if (directory / file).exists()]:
+            raise ResultsError(
+                f"{directory} has {' and '.join(left)} of a run, but not its {EXPERIMENT}: restore that, move the "
+                "folder away, or write elsewhere with --out"
+            )
         return dataclasses.replace(experiment, threads=experiment.threads or torch.get_num_threads())
     if not resume:
         raise ResultsError(
@@ -96,11 +103,8 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
     done = checkpoint.round if checkpoint else 0
     kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}
-    rounds = [json.loads(line)["round"] for line in kept[ROUNDS]]
-    if rounds != list(range(1, done + 1)):
-        raise _damaged(
-            str(directory / ROUNDS), f"a line for each of the rounds 1 to {done}", ValueError(f"it has {len(rounds)}")
-        )
+    rounds, clients = ([json.loads(line) for line in lines] for lines in kept.values())
+    _check_lines(directory, rounds, clients, done)
     for file, lines in kept.items():
         if (directory / file).exists():
             write_atomically(directory / file, b"".join(lines))
@@ -321,6 +325,22 @@ def _append_lines(path: Path, records: list[dict[str, Any]] | list[Mapping[str, 
         file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _check_lines(directory: Path, rounds: list[dict[str, Any]], clients: list[dict[str, Any]], done: int) -> None:
+    """Whether the rounds up to the checkpoint's have their lines, and those the updates they count."""
+    if [record["round"] for record in rounds] != list(range(1, done + 1)):
+        have = ValueError(f"it has {len(rounds)}")
+        raise _damaged(str(directory / ROUNDS), f"a line for each of the rounds 1 to {done}", have)
+    examples = Counter[int]()
+    for client in clients:
+        count = client.get("num-examples")
+        examples[client["round"]] += count if isinstance(count, int) else 0
+    for record in rounds:
+        if record["examples"] != examples[record["round"]]:
+            expected = f"updates on {record['examples']} samples in round {record['round']}"
+            have = ValueError(f"it has updates on {examples[record['round']]}")
+            raise _damaged(str(directory / CLIENTS), expected, have)
 
 
 def _lines_until(path: Path, round: int) -> list[bytes]:

@@ -55,14 +55,17 @@ def uplink_mod(
         seed: of the rounding of int8.
 
     Raises:
-        ValueError: an unknown uplink or values, or a fraction out of range. A message that does not fit makes the
-            client answer with an error: not exactly one ArrayRecord, arrays other than float32 and int64, a layer that
-            is not there, or an uplink that would break a client-side clipping bound.
+        ValueError: an unknown uplink or values, a fraction out of range, or layers that are one text. A message that
+            does not fit makes the client answer with an error: not exactly one ArrayRecord, arrays other than float32
+            and int64, a layer that is not there or no weight, or an uplink that would break a client-side clipping
+            bound.
     """
     if uplink not in UPLINKS or values not in VALUES:
         raise ValueError(f"uplink = {uplink!r}, values = {values!r}: expected of {[*UPLINKS]} and {[*VALUES]}")
     if not 0 <= sparsity < 1 or not 0 <= mask_ratio <= 1:
         raise ValueError(f"sparsity = {sparsity}, mask_ratio = {mask_ratio}: expected fractions in [0, 1) and [0, 1]")
+    if isinstance(layers, str):
+        raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
     names = None if layers is None else [f"{layer}.weight" for layer in layers]
 
     def mod(message: Message, context: Context, call_next: CallNext) -> Message:
@@ -84,6 +87,8 @@ def uplink_mod(
         sparse = sparse_by_shape(received) if names is None else names
         if missing := [name for name in sparse if name not in received]:
             raise ValueError(f"layers: the model that came has no {', '.join(missing)}; it has {', '.join(received)}")
+        if flat := [name for name in sparse if received[name].dim() < 2]:
+            raise ValueError(f"layers: {', '.join(flat)} is no weight of a layer that sparsify_ takes")
         schema = schema_of(received)
         update = make_update(uplink, received, trained, sparse, sparsity, mask_ratio)
         generator = rng(seed, _round(message), context.node_id, "int8")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
+import torch
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -122,6 +123,8 @@ def check_engine(engine: str, experiment: Experiment) -> None:
             f"threads = {e.threads}, client_cpus = {e.client_cpus:g}: each client on Ray takes {cpus:g} cores, and "
             f"this machine has {cores}"
         )
+    if not e.ray_address and e.client_gpus > (gpus := torch.cuda.device_count()):
+        raise EngineError(f"client_gpus = {e.client_gpus:g}: this machine has {gpus} GPUs; lower it, or leave it at 0")
     if e.device != "cpu" and not e.client_gpus:
         raise EngineError(
             f"device = {e.device!r}: Ray hides the GPUs from clients that ask for none; set client_gpus, for example "

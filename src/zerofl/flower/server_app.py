@@ -22,7 +22,7 @@ from zerofl.flops import training_flops
 from zerofl.flower.messages import instructions, read_metrics, read_payload
 from zerofl.layers import sparse_layers
 from zerofl.overlap import MaskCounts
-from zerofl.results import Checkpoint, ResultsError, finish_run, save_round, save_snapshot
+from zerofl.results import CHECKPOINT, Checkpoint, ResultsError, finish_run, save_round, save_snapshot
 from zerofl.rng import cohort
 from zerofl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.uplink import UPLINKS, State
@@ -78,8 +78,7 @@ def serve(
                 f"{experiment.root or experiment.dataset} (SHA-256 {checkpoint.data_sha256[:16]}… and "
                 f"{data_sha256[:16]}…). Give the same data, or start elsewhere with --out"
             )
-        state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
-        optimizer_state, done = checkpoint.optimizer_state, checkpoint.round
+        state, optimizer_state, done = _state_of(checkpoint, schema, optimizer, directory)
     nodes = _wait_for_nodes(grid, experiment)
     adds = UPLINKS[experiment.uplink].adds
     most_examples, validated = _clients(experiment)
@@ -134,6 +133,27 @@ def serve(
         on_round(record)
     flops = training_flops(experiment, dataset)
     finish_run(directory, state, schema.dense_bytes, {"data_sha256": data_sha256, "flops_a_sample": flops._asdict()})
+
+
+def _state_of(
+    checkpoint: Checkpoint, schema: Schema, optimizer: ServerOptimizer, directory: Path
+) -> tuple[State, State, int]:
+    """The model's state in its own order, the optimiser's, and the last whole round."""
+
+    def described(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+    where = f"{directory / CHECKPOINT}: expected the experiment's model"
+    fix = "restore the file, or move the run's folder away and run it again"
+    if described(checkpoint.state) != {name: (shape, dtype) for name, shape, dtype in schema.tensors}:
+        raise ResultsError(f"{where}, but its tensors have other names, shapes or types; {fix}")
+    state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
+    if described(checkpoint.optimizer_state) != described(optimizer.init(state)):
+        raise ResultsError(f"{where}, but the optimiser's tensors have other names, shapes or types; {fix}")
+    for name, tensor in (*state.items(), *checkpoint.optimizer_state.items()):
+        if not tensor.isfinite().all():
+            raise ResultsError(f"{where}, but {name} holds non-finite values (NaN or infinity); {fix}")
+    return state, checkpoint.optimizer_state, checkpoint.round
 
 
 def _server_optimizer(experiment: Experiment, parameters: list[str]) -> ServerOptimizer:

@@ -25,6 +25,9 @@ COUNT = Kind(lambda value: type(value) is int and value >= 0, "a whole number of
 POSITIVE = Kind(lambda value: _is_number(value) and value > 0, "a positive number")
 NUMBER = Kind(_is_number, "a number")
 NUMBER_OR_NULL = Kind(lambda value: value is None or _is_number(value), "a number or null")
+SHARE_OR_NULL = Kind(
+    lambda value: value is None or (_is_number(value) and 0 <= value <= 1), "a number in [0, 1] or null"
+)
 NUMBERS = Kind(lambda value: type(value) is dict and all(map(_is_number, value.values())), "a number for each layer")
 TEXT = Kind(lambda value: type(value) is str, "a text")
 TEXTS = Kind(lambda value: type(value) is dict and all(type(v) is str for v in value.values()), "a text for each")
@@ -35,12 +38,14 @@ ROUND_IF_THERE = {
     "examples": COUNT,
     "train_loss": NUMBER_OR_NULL,
     "train_seconds": NUMBER_OR_NULL,
-    "realised_sparsity": NUMBER_OR_NULL,
-    "test_accuracy": NUMBER_OR_NULL,
-    "validation_accuracy": NUMBER_OR_NULL,
+    "realised_sparsity": SHARE_OR_NULL,
+    "test_accuracy": SHARE_OR_NULL,
+    "validation_accuracy": SHARE_OR_NULL,
     "mask_overlap": NUMBERS,
 }
 SUMMARY = {
+    "name": TEXT,
+    "rounds": COUNT,
     "uplink_bytes": POSITIVE,
     "updates": POSITIVE,
     "full_model_bytes": POSITIVE,
@@ -49,9 +54,9 @@ SUMMARY = {
     "versions": TEXTS,
 }
 SUMMARY_IF_THERE = {
-    "test_accuracy": NUMBER_OR_NULL,
-    "best_test_accuracy": NUMBER_OR_NULL,
-    "validation_accuracy": NUMBER_OR_NULL,
+    "test_accuracy": SHARE_OR_NULL,
+    "best_test_accuracy": SHARE_OR_NULL,
+    "validation_accuracy": SHARE_OR_NULL,
     "data_sha256": TEXT,
     "flops_a_sample": FLOPS,
 }
@@ -66,17 +71,24 @@ def check_rounds(records: list[dict[str, Any]], where: str) -> None:
     for number, record in enumerate(records, start=1):
         line = f"{where}, line {number}"
         _check(record, ROUND, ROUND_IF_THERE, line)
+        if record["round"] != number:
+            raise ResultsError(f"{line}: expected round {number}, found round {record['round']}; {FIX}")
         if record["nonzero_ratio"].keys() != records[0]["nonzero_ratio"].keys():
             raise ResultsError(f"{line}: nonzero_ratio has other layers than on line 1; {FIX}")
 
 
-def check_summary(summary: Mapping[str, Any], where: str) -> None:
-    """Whether this is the summary of a finished run.
+def check_summary(summary: Mapping[str, Any], rounds: int, name: str, where: str) -> None:
+    """Whether this is the summary of the finished run of this name and number of recorded rounds.
 
     Raises:
         ResultsError: it is not; it says which key of the file `where`.
     """
     _check(summary, SUMMARY, SUMMARY_IF_THERE, where)
+    if (summary["name"], summary["rounds"]) != (name, rounds):
+        raise ResultsError(
+            f"{where}: it is of {summary['rounds']} rounds of {summary['name']!r}, and the folder has {rounds} of "
+            f"{name!r}; {FIX}"
+        )
 
 
 def check_snapshots(snapshots: Mapping[int, State], where: str) -> None:

@@ -135,8 +135,9 @@ def collect(directory: Path) -> Collection:
         ExperimentError: the sweep's file is malformed.
     """
     alone = (directory / EXPERIMENT).exists()
-    folders = [directory] if alone else sorted(path.parent for path in directory.glob(f"*/{EXPERIMENT}"))
-    runs = {folder.resolve().name: _read_run(folder) for folder in folders if (folder / ROUNDS).exists()}
+    inside = {path.parent for file in (EXPERIMENT, ROUNDS, SUMMARY) for path in directory.glob(f"*/{file}")}
+    folders = [directory] if alone else sorted(inside)
+    runs = {folder.resolve().name: _read_run(folder) for folder in folders}
     runs = {name: run for name, run in runs.items() if run.rounds}
     if not runs:
         raise ResultsError(
@@ -159,12 +160,14 @@ def collect(directory: Path) -> Collection:
 
 
 def _read_run(folder: Path) -> Run:
-    rounds, summary = read_lines(folder / ROUNDS), {}
+    if not (folder / EXPERIMENT).exists():
+        raise ResultsError(f"{folder} has no {EXPERIMENT}, the run's settings: restore it, or move the folder away")
+    experiment, rounds, summary = read_experiment(folder), read_lines(folder / ROUNDS), {}
     check_rounds(rounds, str(folder / ROUNDS))
     if is_finished(folder):
         summary = read_summary(folder)
-        check_summary(summary, str(folder / SUMMARY))
-    return Run(folder, read_experiment(folder), rounds, summary)
+        check_summary(summary, len(rounds), experiment.name, str(folder / SUMMARY))
+    return Run(folder, experiment, rounds, summary)
 
 
 def _opening_comment(file: Path) -> str:

@@ -104,19 +104,23 @@ def row_table(collection: Collection) -> Table:
 
 
 def time_table(collection: Collection) -> Table:
-    """Local training: seconds for a thousand samples, against the dense row if there is one, and the arithmetic."""
+    """Local training: seconds for a thousand samples, against a dense row of the same model, and the arithmetic."""
     seconds = {row.name: s for row in collection.started if (s := _seconds_a_thousand(row)) is not None}
-    dense = next((seconds.get(r.name) for r in collection.started if strategy(r.experiment) == "dense"), None)
+    dense = {
+        _trained(row.experiment): seconds[row.name]
+        for row in reversed(collection.started)
+        if strategy(row.experiment) == "dense" and row.name in seconds
+    }
     rows: list[list[Cell]] = []
     for row in collection.started:
         flops = next((run.summary["flops_a_sample"] for run in row.runs if "flops_a_sample" in run.summary), None)
-        mine = seconds.get(row.name)
+        mine, of_dense = seconds.get(row.name), dense.get(_trained(row.experiment))
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(
             [
                 row.name,
                 f"{mine:.2f}" if mine is not None else "",
-                f"{dense / mine:.2f}x" if dense and mine else "",
+                f"{of_dense / mine:.2f}x" if of_dense and mine else "",
                 f"{flops['dense'] / 1e6:.0f}" if flops else "",
                 f"{flops['sparse'] / 1e6:.0f}" if flops else "",
                 f"{sum(realised) / len(realised):.2%}" if realised else "",
@@ -131,6 +135,12 @@ def time_table(collection: Collection) -> Table:
         "Time on the clients as it was in these runs, all else on the machine included; zerofl bench step measures it "
         "alone. The arithmetic is that of convolutions and linear layers, forward and backward.",
     )
+
+
+def _trained(experiment: Experiment) -> tuple[object, ...]:
+    """What has to be the same for times to be compared."""
+    e = experiment
+    return e.dataset, e.model, e.width, e.batch_size, e.threads, e.device
 
 
 def _seconds_a_thousand(row: ReportRow) -> float | None:
