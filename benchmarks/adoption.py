@@ -1,6 +1,6 @@
 """Flower's quickstart shape with and without ZeroFL: accuracy and measured uplink bytes, in this process.
 
-python benchmarks/adoption.py [--seeds N] [--rounds N] [--json FILE]            over a minute a run, two runs a seed
+python benchmarks/adoption.py [--seeds N] [--rounds N] [--json FILE]            half a minute a run, two runs a seed
 """
 
 import argparse

@@ -1,5 +1,7 @@
 """The app's own model, data and training."""
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,7 @@ class Net(nn.Module):
 
 def load_data(partition_id: int, num_partitions: int) -> tuple[Batches, Batches]:
     """A client's training and test images: every tenth of the shuffled 5,000, of which a fifth is for the test."""
-    pixels, labels = mnist_data()
+    pixels, labels = _all_images()
     mine = np.random.default_rng(0).permutation(len(labels))[partition_id::num_partitions]
     images = torch.from_numpy(pixels[mine] / 255).float().view(-1, 1, 28, 28)
     data = TensorDataset(images, torch.from_numpy(labels[mine]).long())
@@ -37,6 +39,13 @@ def load_data(partition_id: int, num_partitions: int) -> tuple[Batches, Batches]
     order = torch.Generator().manual_seed(partition_id)
     train = DataLoader(torch.utils.data.Subset(data, range(split, len(mine))), 16, shuffle=True, generator=order)
     return train, DataLoader(torch.utils.data.Subset(data, range(split)), 64)
+
+
+@cache
+def _all_images() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [5000, 784] and labels [5000], read once: their text takes seconds."""
+    pixels, labels = mnist_data()
+    return pixels, labels
 
 
 def train(net: nn.Module, loader: Batches, epochs: int, lr: float) -> float:
