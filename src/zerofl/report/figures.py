@@ -126,8 +126,11 @@ def overlaps(collection: Collection) -> Figure | None:
     with rc_context(STYLE):
         canvas = Canvas(figsize=(6.4, 3.6), layout="constrained")
         axes = canvas.subplots()
-        for row, look in zip(rows, cycle(_looks(len(rows[0].runs[0].rounds))), strict=False):
+        # A row without masks keeps its place, so that the others look here as in the curves of accuracy.
+        for row, look in zip(collection.started, cycle(_looks(len(rows[0].runs[0].rounds))), strict=False):
             records = [record for record in row.runs[0].rounds if record.get("mask_overlap")]
+            if not records:
+                continue
             values = [float(np.mean(list(record["mask_overlap"].values()))) for record in records]
             axes.plot([record["round"] for record in records], values, label=row.name, **look)
         axes.set(ylabel="Shared by two clients", ylim=(0, 1.05))  # a line at 1 is seen whole
