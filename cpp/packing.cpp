@@ -1,9 +1,7 @@
 #include "packing.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <functional>
 #include <numeric>
 #include <tuple>
 #include <utility>

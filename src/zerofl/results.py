@@ -96,7 +96,7 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
 
     Raises:
         OSError: the folder cannot be written; nothing was computed yet.
-        ResultsError: the checkpoint is damaged, or rounds before it have lost their lines.
+        ResultsError: the checkpoint is damaged, or rounds or updates before it have lost their lines.
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
@@ -184,8 +184,8 @@ def _json_object(text: bytes) -> dict[str, Any]:
     return record
 
 
-def _damaged(where: str, expected: str, error: Exception) -> ResultsError:
-    cause = " ".join(str(error).split())
+def _damaged(where: str, expected: str, cause: object) -> ResultsError:
+    cause = " ".join(str(cause).split())
     return ResultsError(
         f"{where}: expected {expected}, but it is damaged: {cause}. Restore the file, or move the run's folder away "
         "and run it again"
@@ -330,7 +330,7 @@ def _append_lines(path: Path, records: list[dict[str, Any]] | list[Mapping[str, 
 def _check_lines(directory: Path, rounds: list[dict[str, Any]], clients: list[dict[str, Any]], done: int) -> None:
     """Whether the rounds up to the checkpoint's have their lines, and those the updates they count."""
     if [record["round"] for record in rounds] != list(range(1, done + 1)):
-        have = ValueError(f"it has {len(rounds)}")
+        have = f"it has {len(rounds)}"
         raise _damaged(str(directory / ROUNDS), f"a line for each of the rounds 1 to {done}", have)
     examples = Counter[int]()
     for client in clients:
@@ -339,7 +339,7 @@ def _check_lines(directory: Path, rounds: list[dict[str, Any]], clients: list[di
     for record in rounds:
         if record["examples"] != examples[record["round"]]:
             expected = f"updates on {record['examples']} samples in round {record['round']}"
-            have = ValueError(f"it has updates on {examples[record['round']]}")
+            have = f"it has updates on {examples[record['round']]}"
             raise _damaged(str(directory / CLIENTS), expected, have)
 
 

@@ -59,7 +59,7 @@ def serve(
     Raises:
         RoundError: too few nodes for the experiment, or too few usable updates in a round.
         DatasetError: the data set is not there.
-        ResultsError: it is not the data that the rounds before the checkpoint were trained on.
+        ResultsError: it is not the data that the rounds before the checkpoint were trained on, or not their model.
     """
     torch.set_num_threads(experiment.threads)
     dataset = load_dataset(experiment.dataset, experiment.root)
