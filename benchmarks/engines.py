@@ -76,8 +76,10 @@ def watch(name: str, engine: str, root: str | None, out: Path) -> list[Seen]:
 def figures(name: str, seen: list[Seen], rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """What the benchmark is for."""
     if name.startswith("overhead"):
-        # The first round also loads what the others have, and after the last one the model is tested.
-        seconds, train_seconds = (sum(r[key] for r in rounds[1:-1]) for key in ("seconds", "train_seconds"))
+        # The first round also loads what the others have, and after the last one the model is tested. Seen from outside
+        # a round takes in its checkpoint.
+        seconds = seen[-2].seconds - seen[0].seconds
+        train_seconds = sum(r["train_seconds"] for r in rounds[1:-1])
         return {"round_seconds": seconds, "train_seconds": train_seconds, "overhead": seconds / train_seconds - 1}
     if name == "scale":
         start = seen[0].seconds - rounds[0]["seconds"]

@@ -22,6 +22,7 @@
 #include "parallel.h"
 #include "pool.h"
 #include "stopwatch.h"
+#include "wire.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -141,6 +142,17 @@ int64_t channels_of(const ConstFloats<4>& x) {
 
 void check(int64_t k, int64_t entries) {
   if (k < 0 || k > entries) throw nb::value_error("k is out of range");
+}
+
+template <class T>
+using Numbers = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // of numpy
+
+// The sums of a byte's probabilities: with others the coder would divide by zero or never end.
+const uint32_t* checked(const Numbers<const uint32_t>& cumulative) {
+  bool good = cumulative.shape(0) == SYMBOLS + 1 && cumulative.data()[0] == 0 && cumulative.data()[SYMBOLS] == WHOLE;
+  for (int i = 0; good && i < SYMBOLS; ++i) good = cumulative.data()[i] < cumulative.data()[i + 1];
+  if (!good) throw nb::value_error("expected 257 sums from 0 to 2^24, each above the one before");
+  return cumulative.data();
 }
 
 // The work is cut with a thought to the number of threads, which may be anything.
@@ -403,4 +415,61 @@ NB_MODULE(_native, m) {
         });
       },
       "grad_y"_a, "place"_a, "size"_a, "grad_x"_a, "threads"_a, release);
+
+  m.def(
+      "ans_encode",
+      [](Numbers<const uint32_t> cumulative, Numbers<const uint8_t> bytes) {
+        auto words = std::make_unique<std::vector<uint32_t>>();
+        {
+          const nb::gil_scoped_release released;
+          *words = ans_encode(checked(cumulative), bytes.data(), static_cast<int64_t>(bytes.shape(0)));
+        }
+        const size_t count = words->size();
+        std::vector<uint32_t>* memory = words.release();
+        const nb::capsule owner(memory, [](void* p) noexcept { delete static_cast<std::vector<uint32_t>*>(p); });
+        return nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>>(memory->data(), {count}, owner);
+      },
+      "cumulative"_a, "bytes"_a);
+  m.def(
+      "ans_decode",
+      [](Numbers<const uint32_t> cumulative, Numbers<const uint32_t> words, Numbers<uint8_t> bytes) {
+        return ans_decode(checked(cumulative), words.data(), static_cast<int64_t>(words.shape(0)), bytes.data(),
+                          static_cast<int64_t>(bytes.shape(0)));
+      },
+      "cumulative"_a, "words"_a, "bytes"_a, release);
+  m.def(
+      "active_bits",
+      [](ConstFloats<1> x, ConstFloats<1> by, float threshold, Bytes bits) {
+        expect(by, {x.size()}, "by");
+        expect(bits, {(x.size() + 7) / 8}, "bits");
+        return active_bits(x.data(), by.data(), threshold, x.size(), bits.data());
+      },
+      "x"_a, "by"_a, "threshold"_a, "bits"_a, release);
+  m.def(
+      "take_bits",
+      [](ConstFloats<1> x, ConstBytes bits, Floats<1> values) {
+        expect(bits, {(x.size() + 7) / 8}, "bits");
+        if (count_bits(bits.data(), x.size()) != values.size())
+          throw nb::value_error("values does not have an entry for each bit, or there is a bit behind the last entry");
+        take_bits(x.data(), bits.data(), x.size(), values.data(), values.size());
+      },
+      "x"_a, "bits"_a, "values"_a, release);
+  m.def(
+      "count_active",
+      [](AnyFloats x, float threshold) { return count_active(x.data(), threshold, x.size()); },
+      "x"_a, "threshold"_a, release);
+  m.def(
+      "split_planes",
+      [](Numbers<const uint32_t> numbers, Numbers<uint8_t> planes) {
+        if (planes.shape(0) != 4 * numbers.shape(0)) throw nb::value_error("planes does not have 4 bytes for each number");
+        split_planes(numbers.data(), static_cast<int64_t>(numbers.shape(0)), planes.data());
+      },
+      "numbers"_a, "planes"_a, release);
+  m.def(
+      "merge_planes",
+      [](Numbers<const uint8_t> planes, Numbers<uint32_t> numbers) {
+        if (planes.shape(0) != 4 * numbers.shape(0)) throw nb::value_error("planes does not have 4 bytes for each number");
+        merge_planes(planes.data(), static_cast<int64_t>(numbers.shape(0)), numbers.data());
+      },
+      "planes"_a, "numbers"_a, release);
 }

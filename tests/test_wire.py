@@ -304,7 +304,7 @@ MALFORMED_CODED = [
     ),
     (changed(CODED, 18, b"\xff\xff\xff\xff"), r"the payload ends within tensor 'x': 17179869180 bytes expected"),
     (CODED[:18] + struct.pack("<I", 0) + CODED[VALUES_AT:], r"claims \d+ entries, its positions are|bitmap of"),
-    (CODED[: VALUES_AT - 4] + bytes(4) + CODED[VALUES_AT:], r"has words that no encoder writes"),
+    (CODED[: VALUES_AT - 4] + bytes(4) + CODED[VALUES_AT:], r"has words that end in 0, which no encoder writes"),
     (CODED[:18] + struct.pack("<I", WORDS + 1) + b"\x07\0\0\0" + CODED[22:], r"bitmap of|its positions are"),
     (changed(CODED, VALUES_AT + 1, b"\x11"), r"marks planes 0x11 as compressed, it has only 4"),
     (changed(CODED, VALUES_AT + 2, b"\xff" * 4), r"the payload ends within tensor 'x': 4294967295 bytes expected"),

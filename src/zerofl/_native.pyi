@@ -6,6 +6,7 @@ not have the type or the shape expected. `zerofl.native` is its only user.
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
 def use_openmp_of(path: str) -> bool:
@@ -114,3 +115,23 @@ def max_pool(x: Tensor, size: int, relu: bool, y: Tensor, place: Tensor, threads
     """`place`, uint8 of y's shape, gets the position of each maximum in its square."""
 
 def max_pool_backward(grad_y: Tensor, place: Tensor, size: int, grad_x: Tensor, threads: int) -> None: ...
+def ans_encode(cumulative: np.ndarray, bytes: np.ndarray) -> np.ndarray:
+    """uint8 [n] -> uint32 words; `cumulative` is uint32 [257], from 0 to 2^24 and rising at each step."""
+
+def ans_decode(cumulative: np.ndarray, words: np.ndarray, bytes: np.ndarray) -> bool:
+    """Whether the words hold just as many bytes as there is room for."""
+
+def active_bits(x: Tensor, by: Tensor, threshold: float, bits: Tensor) -> int:
+    """`bits`, uint8 [ceil(n / 8)], gets a bit for each entry that is active, whose number is returned."""
+
+def take_bits(x: Tensor, bits: Tensor, values: Tensor) -> None:
+    """`values` gets the entries of x that have a bit; it has room for just these."""
+
+def count_active(x: Tensor, threshold: float) -> int:
+    """How many entries are not below the threshold in magnitude."""
+
+def split_planes(numbers: np.ndarray, planes: np.ndarray) -> None:
+    """uint32 [n] -> uint8 [4 n]: see `zerofl.wire.values`."""
+
+def merge_planes(planes: np.ndarray, numbers: np.ndarray) -> None:
+    """The other way."""

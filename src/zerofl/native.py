@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -361,3 +362,46 @@ class MaxPool2d(torch.autograd.Function):
 def max_pool2d(input: Tensor, size: int, relu: bool) -> Tensor:
     """See `MaxPool2d`."""
     return MaxPool2d.apply(input, size, relu)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def ans_encode(cumulative: np.ndarray, bitmap: np.ndarray) -> np.ndarray:
+    """Bytes -> words, uint32: see `zerofl.wire.entropy`. `cumulative` is uint32 [257]."""
+    return _native.ans_encode(cumulative, bitmap)
+
+
+def ans_decode(cumulative: np.ndarray, words: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
+    """The `size` bytes that words, uint32, hold, and whether they hold just so many."""
+    bitmap = np.empty(size, np.uint8)
+    return bitmap, _native.ans_decode(cumulative, words, bitmap)
+
+
+def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The entries of `x` that are not +0 and where the magnitude of `by` is not below the threshold.
+
+    Both are contiguous tensors of one shape that `takes` accepts; returns a bit for each entry, as in
+    `zerofl.uplink.Sparse`, and the values.
+    """
+    x, by = x.detach().flatten(), by.detach().flatten()
+    bits = _small((-(-len(x) // 8),), torch.uint8)
+    values = _small((_native.active_bits(x, by, threshold, bits),))
+    _native.take_bits(x, bits, values)
+    return bits, values
+
+
+def count_active(x: Tensor, threshold: float) -> int:
+    """`zerofl.topk.count_active` of a contiguous tensor that `takes` accepts."""
+    return _native.count_active(x.detach(), threshold)
+
+
+def split_planes(numbers: np.ndarray) -> np.ndarray:
+    """uint32 [n] -> its bits rotated left by one, in planes of bytes, the highest first: uint8 [4, n]."""
+    planes = np.empty((4, len(numbers)), np.uint8)
+    _native.split_planes(numbers, planes.reshape(-1))
+    return planes
+
+
+def merge_planes(planes: np.ndarray) -> np.ndarray:
+    """The numbers, uint32 [n], that `split_planes` split."""
+    numbers = np.empty(planes.shape[1], np.uint32)
+    _native.merge_planes(planes.reshape(-1), numbers)
+    return numbers

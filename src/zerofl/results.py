@@ -100,6 +100,8 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
+    for left in directory.glob(".tmp*"):  # half a checkpoint, of a process that was killed while safetensors wrote it
+        left.unlink()
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
     done = checkpoint.round if checkpoint else 0
     kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}
@@ -203,7 +205,7 @@ def save_round(
 
 def finish_run(directory: Path, state: State, full_model_bytes: int, more: Mapping[str, Any]) -> dict[str, Any]:
     """Write the final model and the summary with `more` in it, which marks the run as finished; returns the summary."""
-    write_atomically(directory / MODEL, safetensors.torch.save(state))
+    _save_tensors(directory / MODEL, state)
     summary = summarize(directory, full_model_bytes) | dict(more)
     write_atomically(directory / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     (directory / CHECKPOINT).unlink(missing_ok=True)
@@ -249,7 +251,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"state/{name}": tensor for name, tensor in checkpoint.state.items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer_state.items()}
     metadata = {"round": str(checkpoint.round), "data_sha256": checkpoint.data_sha256}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    _save_tensors(path, tensors, metadata)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -273,7 +275,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def save_snapshot(directory: Path, round: int, weights: State) -> None:
     """Keep some weights of a round, by layer."""
     (directory / SNAPSHOTS).mkdir(exist_ok=True)
-    write_atomically(directory / SNAPSHOTS / f"round-{round:05d}.safetensors", safetensors.torch.save(weights))
+    _save_tensors(directory / SNAPSHOTS / f"round-{round:05d}.safetensors", weights)
 
 
 def read_snapshots(directory: Path) -> dict[int, State]:
@@ -303,11 +305,26 @@ def _read_tensors(path: Path) -> State:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that after a kill or a power cut it is either as it was before, or whole."""
+    with _replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _save_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
+    """`write_atomically` of a safetensors file, without a copy of it in memory."""
+    with _replacing(path) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # which is how it reports a full disk
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when it is on the disk whole."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
     except OSError:  # a full disk gets back what was half written
         temporary.unlink(missing_ok=True)

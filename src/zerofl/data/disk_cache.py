@@ -40,7 +40,7 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
         file.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, temporary)
         os.replace(temporary, file)
-    except OSError as error:
+    except (SafetensorError, OSError) as error:  # a full disk is safetensors' own error
         with contextlib.suppress(OSError):
             temporary.unlink()
         warnings.warn(f"{file.parent} cannot be written, the next start reads the data anew: {error}", stacklevel=2)

@@ -65,7 +65,7 @@ def encode(
         array = entries.numpy().astype(_NUMPY_DTYPE[dtype], copy=False)
         if not np.isfinite(array).all():
             raise ValueError(f"tensor {name!r} holds non-finite values (NaN or infinity): training has diverged")
-        parts.append(encode_values(array, kind, generator))
+        parts += encode_values(array, kind, generator)
     return b"".join(parts)
 
 
