@@ -21,7 +21,7 @@ sanitize: .venv/test.installed
 	PYTHONPATH=build/sanitize:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python -S -m pytest -s -p no:cacheprovider tests/test_native.py \
-	  tests/test_native_bindings.py tests/test_innermost.py
+	  tests/test_native_bindings.py tests/test_native_wire.py tests/test_innermost.py
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.
 MODULES := $(sort $(shell find src -name '*.py'))

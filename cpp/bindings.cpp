@@ -145,7 +145,7 @@ void check(int64_t k, int64_t entries) {
 }
 
 template <class T>
-using Numbers = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // of numpy
+using Numbers = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // of numpy; to be taken without conversion
 
 // The sums of a byte's probabilities: with others the coder would divide by zero or never end.
 const uint32_t* checked(const Numbers<const uint32_t>& cumulative) {
@@ -429,14 +429,14 @@ NB_MODULE(_native, m) {
         const nb::capsule owner(memory, [](void* p) noexcept { delete static_cast<std::vector<uint32_t>*>(p); });
         return nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>>(memory->data(), {count}, owner);
       },
-      "cumulative"_a, "bytes"_a);
+      "cumulative"_a.noconvert(), "bytes"_a.noconvert());
   m.def(
       "ans_decode",
       [](Numbers<const uint32_t> cumulative, Numbers<const uint32_t> words, Numbers<uint8_t> bytes) {
         return ans_decode(checked(cumulative), words.data(), static_cast<int64_t>(words.shape(0)), bytes.data(),
                           static_cast<int64_t>(bytes.shape(0)));
       },
-      "cumulative"_a, "words"_a, "bytes"_a, release);
+      "cumulative"_a.noconvert(), "words"_a.noconvert(), "bytes"_a.noconvert(), release);
   m.def(
       "active_bits",
       [](ConstFloats<1> x, ConstFloats<1> by, float threshold, Bytes bits) {
@@ -464,12 +464,12 @@ NB_MODULE(_native, m) {
         if (planes.shape(0) != 4 * numbers.shape(0)) throw nb::value_error("planes does not have 4 bytes for each number");
         split_planes(numbers.data(), static_cast<int64_t>(numbers.shape(0)), planes.data());
       },
-      "numbers"_a, "planes"_a, release);
+      "numbers"_a.noconvert(), "planes"_a.noconvert(), release);
   m.def(
       "merge_planes",
       [](Numbers<const uint8_t> planes, Numbers<uint32_t> numbers) {
         if (planes.shape(0) != 4 * numbers.shape(0)) throw nb::value_error("planes does not have 4 bytes for each number");
         merge_planes(planes.data(), static_cast<int64_t>(numbers.shape(0)), numbers.data());
       },
-      "planes"_a, "numbers"_a, release);
+      "planes"_a.noconvert(), "numbers"_a.noconvert(), release);
 }

@@ -205,3 +205,29 @@ def test_a_dense_run_keeps_no_empty_snapshots(cifar_root: Path, tmp_path: Path) 
     assert not (tmp_path / "dense" / "snapshots").exists()
     run(experiment_of(cifar_root, rounds=1, snapshot_every=1), tmp_path / "sparse")
     assert list(results.read_snapshots(tmp_path / "sparse")) == [1]
+
+
+@pytest.fixture
+def files_of_at_most_16_kb() -> Iterator[None]:
+    """As on a disk that has no more room: a longer one cannot be written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("files_of_at_most_16_kb")
+def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, Checkpoint(1, {"w": torch.ones(10)}, {}, "data"))
+    with pytest.raises(OSError, match="File too large"):
+        save_checkpoint(path, Checkpoint(2, {"w": torch.ones(10_000)}, {}, "data"))
+    assert load_checkpoint(path).round == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_half_a_checkpoint_of_a_killed_process_goes(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    (tmp_path / ".tmpAb12Cd").write_bytes(b"half")
+    open_run(tmp_path, Experiment())
+    assert [file.name for file in tmp_path.iterdir()] == ["experiment.toml"]

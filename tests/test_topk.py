@@ -100,6 +100,8 @@ def test_other_types_keep_their_type_and_value(dtype: torch.dtype) -> None:
 def test_a_non_contiguous_tensor_has_the_threshold_of_its_own_entries() -> None:
     x = torch.arange(24.0).view(4, 6)[:, ::2].T
     assert top_k_threshold(x, 3) == top_k_threshold_by_sorting(x.contiguous(), 3)
+    of_five_dimensions = torch.arange(2880.0).view(2, 3, 4, 10, 12)[..., ::2].transpose(0, 3)
+    assert top_k_threshold(of_five_dimensions, 3) == top_k_threshold_by_sorting(of_five_dimensions.contiguous(), 3)
 
 
 @pytest.mark.parametrize("k", [-1, 5])

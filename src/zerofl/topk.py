@@ -9,7 +9,6 @@ import functools
 import math
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,9 +98,9 @@ def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _in_memory_order(x: Tensor) -> Tensor:
-    """The entries of `x` in a contiguous tensor, without a copy if they are side by side in any order."""
-    permuted = x.permute(sorted(range(x.dim()), key=lambda dim: x.stride(dim), reverse=True))
-    return permuted if permuted.is_contiguous() else x.contiguous()
+    """The entries of `x`, [numel], without a copy if they are side by side in any order."""
+    in_order = x.permute(sorted(range(x.dim()), key=lambda dim: x.stride(dim), reverse=True))
+    return in_order.flatten().contiguous()
 
 
 def _check_k(x: Tensor, k: int) -> None:

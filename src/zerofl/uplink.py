@@ -128,7 +128,10 @@ def _entries(x: Tensor, by: Tensor, threshold: float) -> Sparse:
 
 
 def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """The bits and values of the entries of contiguous `x` that are not +0 and where `by` is not below the threshold."""
+    """The bits and values of the entries of `x` that are not +0 and where `by` is not below the threshold.
+
+    Both are contiguous float32 tensors of one shape on the CPU; `zerofl.native.active_entries` is the fast version.
+    """
     # numpy takes a quarter of the time of PyTorch's operators here: its large arrays are in huge pages.
     flat, ranks = (t.detach().flatten().numpy() for t in (x, by))
     mask = ~(np.abs(ranks) < np.float32(threshold)) & (flat.view(np.int32) != 0)

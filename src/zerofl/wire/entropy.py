@@ -1,8 +1,8 @@
 """Bitmaps at their entropy: asymmetric numeral systems, a byte at a time.
 
-The library constriction defines the bytes. Where the native kernels are installed they write and read the same ones, in
-a sixth of the time. The model is built from whole numbers with divisions, products and sums of doubles only, which every
-IEEE machine rounds alike, so that both sides have the same one.
+The library constriction defines the bytes. The native kernels, where they are installed, write and read the same ones
+in a sixth of the time. The model is built from whole numbers with divisions, products and sums of doubles only, which
+every IEEE machine rounds alike, so that both sides have the same one.
 """
 
 import struct
@@ -81,4 +81,5 @@ def _probabilities(count: int, numel: int) -> np.ndarray:
         of_ones.append(of_ones[-1] * p)
         of_zeros.append(of_zeros[-1] * (1.0 - p))
     ones = np.bitwise_count(_BYTES)
-    return np.array(of_ones)[ones] * np.array(of_zeros)[8 - ones]
+    probabilities: np.ndarray = np.array(of_ones)[ones] * np.array(of_zeros)[8 - ones]
+    return probabilities

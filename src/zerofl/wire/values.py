@@ -137,7 +137,7 @@ def _decompress(reader: Reader, count: int) -> np.ndarray:
 
 
 def _split(bits: np.ndarray) -> np.ndarray:
-    """Floats' bits, uint16 or uint32 [n] -> rotated left by one, in planes of bytes, the highest first: uint8 [2|4, n]."""
+    """Floats' bits, uint16 or 32 [n] -> rotated left by one, in planes of bytes, the highest first: uint8 [_, n]."""
     if bits.itemsize == 4 and not native.UNAVAILABLE:
         return native.split_planes(bits)
     return split_planes(bits)
@@ -151,7 +151,8 @@ def _merged(planes: np.ndarray) -> np.ndarray:
 def split_planes(bits: np.ndarray) -> np.ndarray:
     """`_split` in numpy."""
     rotated = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
-    return rotated.view(np.uint8).reshape(len(bits), bits.itemsize).T[::-1]
+    planes: np.ndarray = rotated.view(np.uint8).reshape(len(bits), bits.itemsize).T[::-1]
+    return planes
 
 
 def merge_planes(planes: np.ndarray) -> np.ndarray:
