@@ -442,7 +442,7 @@ NB_MODULE(_native, m) {
       [](ConstFloats<1> x, ConstFloats<1> by, float threshold, Bytes bits) {
         expect(by, {x.size()}, "by");
         expect(bits, {(x.size() + 7) / 8}, "bits");
-        return active_bits(x.data(), by.data(), threshold, x.size(), bits.data());
+        return kernels->active_bits(x.data(), by.data(), threshold, x.size(), bits.data());
       },
       "x"_a, "by"_a, "threshold"_a, "bits"_a, release);
   m.def(

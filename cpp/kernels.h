@@ -124,6 +124,10 @@ struct Kernels {
   // Count the magnitudes above `high`, NaN among them, in *above, and copy those in [low, high]; returns how many.
   int64_t (*partition)(const float* x, int64_t count, float low, float high, float* between, int64_t* above);
 
+  // A bit for each entry of x that is not +0 and where the magnitude of `by` is not below the threshold, the first in a
+  // byte's highest bit and unused ones 0; returns how many there are.
+  int64_t (*active_bits)(const float* x, const float* by, float threshold, int64_t count, uint8_t* bitmap);
+
   void (*batch_norm_statistics)(const float* x, int64_t count, float* mean, float* variance);
   // y = (x - mean) * scale + shift (+ residual), and max(., 0) of it if relu; positive (if given) gets a bit for each
   // y > 0. `large` tells that the whole tensor will not stay in the caches.

@@ -1,6 +1,6 @@
 // Vectors of floats in the widest registers the file is compiled for, through the compilers' vector extensions.
 //
-// The files that include this are compiled once per instruction set (see isa.h). They use no template or inline function
+// The files that include this are compiled once per instruction set (see CMakeLists.txt). They use no template or inline function
 // of the standard library: the linker would keep one copy of each, perhaps the one for a processor that is not there.
 #pragma once
 

@@ -14,6 +14,7 @@ void linear_forward(const uint32_t*, const float*, int64_t, uint32_t, const floa
 void linear_grad_input(const uint32_t*, const float*, int64_t, uint32_t, const float*, int, float*);
 int64_t find_active(const float*, int64_t, float, uint32_t*, float*);
 int64_t partition(const float*, int64_t, float, float, float*, int64_t*);
+int64_t active_bits(const float*, const float*, float, int64_t, uint8_t*);
 void batch_norm_statistics(const float*, int64_t, float*, float*);
 void batch_norm_apply(const float*, const float*, int64_t, float, float, float, bool, bool, float*, uint8_t*);
 void batch_norm_sums(const float*, const float*, const uint8_t*, int64_t, float, float*, float*);
@@ -40,6 +41,7 @@ extern const Kernels TABLE_OF(ISA) = {
     ISA::linear_grad_input,
     ISA::find_active,
     ISA::partition,
+    ISA::active_bits,
     ISA::batch_norm_statistics,
     ISA::batch_norm_apply,
     ISA::batch_norm_sums,

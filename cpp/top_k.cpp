@@ -73,4 +73,32 @@ int64_t partition(const float* x, int64_t count, float low, float high, float* b
   return found;
 }
 
+int64_t active_bits(const float* x, const float* by, float threshold, int64_t count, uint8_t* bitmap) {
+  int64_t found = 0, i = 0;
+  const Vec limit = broadcast(threshold);
+  for (; i + BITS <= count; i += BITS) {
+    uint32_t mask = 0;
+    prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2), prefetch_ahead(by + i), prefetch_ahead(by + i + BITS / 2);
+    for (int v = 0; v < BITS; v += LANES)
+      mask |= bits(~(magnitude(load(by + i + v)) < limit) & ((VecInt)load(x + i + v) != 0)) << v;
+    found += __builtin_popcount(mask);
+    // A byte's first entry is its highest bit.
+    mask = (mask >> 4 & 0x0f0f0f0f) | (mask & 0x0f0f0f0f) << 4;
+    mask = (mask >> 2 & 0x33333333) | (mask & 0x33333333) << 2;
+    mask = (mask >> 1 & 0x55555555) | (mask & 0x55555555) << 1;
+    for (int byte = 0; byte < BITS / 8; ++byte) *bitmap++ = (uint8_t)(mask >> 8 * byte);
+  }
+  for (; i < count; i += 8) {
+    uint32_t byte = 0;
+    for (int k = 0; k < 8 && i + k < count; ++k) {
+      uint32_t number;
+      memcpy(&number, x + i + k, sizeof number);
+      byte |= (uint32_t)(!(__builtin_fabsf(by[i + k]) < threshold) && number != 0) << (7 - k);
+    }
+    found += __builtin_popcount(byte);
+    *bitmap++ = (uint8_t)byte;
+  }
+  return found;
+}
+
 }  // namespace zerofl::ISA

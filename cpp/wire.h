@@ -1,5 +1,5 @@
 // What updates spend their time in: bitmaps of positions, their entropy coding, and planes of bytes. The specification is
-// in uplink.py, aggregate.py and wire/, which do the same with libraries where this module could not be built.
+// in uplink.py and wire/, which do the same with libraries where this module could not be built.
 //
 // A bitmap has a bit for each entry, the first in a byte's highest bit, and its unused bits are 0.
 #pragma once
@@ -19,10 +19,6 @@ std::vector<uint32_t> ans_encode(const uint32_t* cumulative, const uint8_t* byte
 
 // The bytes that were encoded to these words, which may be anything but end in 0; whether they hold just so many bytes.
 bool ans_decode(const uint32_t* cumulative, const uint32_t* words, int64_t word_count, uint8_t* bytes, int64_t count);
-
-// A bit for each entry of x, [count], that is not +0 and where the magnitude of `by` is not below the threshold; returns
-// how many there are.
-int64_t active_bits(const float* x, const float* by, float threshold, int64_t count, uint8_t* bits);
 
 // How many bits are set; -1 if one of those that belong to no entry is.
 int64_t count_bits(const uint8_t* bits, int64_t count);

@@ -6,6 +6,7 @@ weights, and the largest of them in particular, have few exponents: that plane s
 
 import math
 import struct
+import threading
 
 import numpy as np
 import zstandard
@@ -23,6 +24,17 @@ VALUES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": 
 _WORTHWHILE, _LEVEL = 0.95, 1
 _LARGEST_COUNT = 2**53  # a double, in which counters are averaged, holds every whole number up to it
 _WIDTHS = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2, INT8: 1}  # bytes of a value
+
+
+class _Zstd(threading.local):
+    """A thread's own coders: making them takes longer than coding a small plane."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_ZSTD = _Zstd()
 
 
 def encode_values(values: np.ndarray, kind: int, generator: np.random.Generator | None) -> list[bytes]:
@@ -90,12 +102,11 @@ def decode_values(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
 
 def _encode_planes(planes: np.ndarray) -> list[bytes]:
     """uint8 [planes, n], the most significant first -> `uint8 which of them are compressed`, and each one's bytes."""
-    compressor = zstandard.ZstdCompressor(level=_LEVEL)
     compressed_planes = 0
     parts: list[bytes] = []
     for number, plane in enumerate(planes):
         raw = plane.tobytes()
-        frame = compressor.compress(raw)
+        frame = _ZSTD.compressor.compress(raw)
         if _is_worthwhile(len(frame), len(raw)):
             compressed_planes |= 1 << number
             parts += [struct.pack("<I", len(frame)), frame]
@@ -130,7 +141,7 @@ def _decompress(reader: Reader, count: int) -> np.ndarray:
         if (size := zstandard.frame_content_size(frame)) != count:
             raise reader.refuse(f"has a zstd frame that declares {size} bytes, expected {count}")
         # Bytes after the frame, or a second one, would be read by nobody.
-        plane = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+        plane = _ZSTD.decompressor.decompress(frame, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise reader.refuse(f"has a damaged zstd frame: {error}") from error
     return np.frombuffer(plane, np.uint8)
