@@ -179,9 +179,18 @@ def test_a_client_without_the_mod_is_left_out_and_named(caplog: pytest.LogCaptur
     assert result.train_metrics_clientapp[1]
 
 
-def test_without_the_wrapper_the_stock_strategy_refuses() -> None:
-    with pytest.raises(TypeError, match=r"zerofl\.payload"):
-        start(FedAvg(), client_app(uplink_mod(sparsity=0.9)), rounds=1)
+@pytest.mark.parametrize(
+    "strategy", [FedAvg(), DifferentialPrivacyServerSideFixedClipping(SparseUplink(FedAvg()), 0.0, 1.0, CLIENTS)]
+)
+def test_a_strategy_that_cannot_read_updates_says_what_to_do(strategy: Strategy) -> None:
+    with pytest.raises(TypeError, match=r"put zerofl\.flower\.SparseUplink around all other strategies, privacy's too"):
+        start(strategy, client_app(uplink_mod(sparsity=0.9)), rounds=1)
+
+
+def test_a_round_without_any_update_says_what_may_be_missing(caplog: pytest.LogCaptureFixture) -> None:
+    start(SparseUplink(FedAvg()), client_app(), rounds=1)
+    assert "round 1: no reply holds an update" in caplog.text
+    assert "uplink_mod" in caplog.text
 
 
 @pytest.mark.parametrize(

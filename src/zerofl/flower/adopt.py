@@ -139,7 +139,14 @@ class SparseUplink(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The other's aggregate of the decoded models."""
         self.uplink_bytes[server_round] = 0
+        replies = list(replies)
         decoded = [message for reply in replies if (message := self._decoded(server_round, reply)) is not None]
+        if len(decoded) < len(replies) and all(reply.has_error() for reply in decoded):
+            _log.error(
+                "round %d: no reply holds an update, so nothing was learnt; does the client app have "
+                "ClientApp(mods=[uplink_mod(...)])?",
+                server_round,
+            )
         arrays, metrics = self.strategy.aggregate_train(server_round, decoded)
         return None if arrays is None else _with_types_of(arrays, self._received), metrics
 

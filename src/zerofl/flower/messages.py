@@ -7,9 +7,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from zerofl.experiment import Experiment, make_experiment
 
-# A serialisation type of our own: Flower chunks it like any array, and its stock strategies refuse it loudly instead of
-# averaging the bytes.
-PAYLOAD_STYPE = "zerofl.payload"
+# A serialisation type of our own: Flower chunks it like any array, and its strategies refuse it loudly instead of
+# averaging the bytes. Their error names the type and nothing else, so this says what to do.
+PAYLOAD_STYPE = "zerofl.payload: put zerofl.flower.SparseUplink around all other strategies, privacy's too"
 
 
 class Instruction(NamedTuple):
@@ -83,5 +83,5 @@ def _payload(record: ArrayRecord) -> bytes:
     arrays = list(record.values())
     if len(arrays) != 1 or arrays[0].stype != PAYLOAD_STYPE:
         stypes = [array.stype for array in arrays]
-        raise ValueError(f"the array record holds {stypes}, expected one array of type {PAYLOAD_STYPE!r}")
+        raise ValueError(f"the array record holds {stypes}, expected one array with a ZeroFL payload")
     return arrays[0].data
