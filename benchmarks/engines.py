@@ -1,6 +1,6 @@
 """What the engines cost: overhead over the training itself, 3,597 clients, memory over 50 rounds.
 
-python benchmarks/engines.py overhead-0.2|overhead-0.0 --root CIFAR-10  about 5 minutes, by the mask ratio
+python benchmarks/engines.py overhead-0.2 --root CIFAR-10             about 5 minutes; also -0.0, the mask ratio, -2-threads
 python benchmarks/engines.py scale --root FEMNIST [--engine ray]      about 1 minute
 python benchmarks/engines.py memory [--engine ray]                    about 2 minutes, 5 on Ray
 
@@ -25,6 +25,7 @@ OVERHEAD = {"dataset": "cifar10", "clients": 100, "clients_per_round": 10, "roun
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "overhead-0.2": OVERHEAD | {"mask_ratio": 0.2},
     "overhead-0.0": OVERHEAD | {"mask_ratio": 0.0},
+    "overhead-2-threads": OVERHEAD | {"mask_ratio": 0.2, "threads": 2},
     # FEMNIST's number of clients, on as many writers as there are, dealt anew.
     "scale": {"dataset": "femnist", "model": "leaf_cnn", "clients": 3597, "clients_per_round": 35, "rounds": 3,
               "batch_size": 20, "uplink": "top_k_weights_diff", "threads": 1, "evaluate_every": 1000},

@@ -417,20 +417,6 @@ NB_MODULE(_native, m) {
       "grad_y"_a, "place"_a, "size"_a, "grad_x"_a, "threads"_a, release);
 
   m.def(
-      "ans_encode",
-      [](Numbers<const uint32_t> cumulative, Numbers<const uint8_t> bytes) {
-        auto words = std::make_unique<std::vector<uint32_t>>();
-        {
-          const nb::gil_scoped_release released;
-          *words = ans_encode(checked(cumulative), bytes.data(), static_cast<int64_t>(bytes.shape(0)));
-        }
-        const size_t count = words->size();
-        std::vector<uint32_t>* memory = words.release();
-        const nb::capsule owner(memory, [](void* p) noexcept { delete static_cast<std::vector<uint32_t>*>(p); });
-        return nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>>(memory->data(), {count}, owner);
-      },
-      "cumulative"_a.noconvert(), "bytes"_a.noconvert());
-  m.def(
       "ans_decode",
       [](Numbers<const uint32_t> cumulative, Numbers<const uint32_t> words, Numbers<uint8_t> bytes) {
         return ans_decode(checked(cumulative), words.data(), static_cast<int64_t>(words.shape(0)), bytes.data(),

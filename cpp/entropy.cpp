@@ -21,21 +21,6 @@ struct Quantiles {
 
 }  // namespace
 
-std::vector<uint32_t> ans_encode(const uint32_t* cumulative, const uint8_t* bytes, int64_t count) {
-  std::vector<uint32_t> words;
-  uint64_t state = 0;
-  for (int64_t i = count - 1; i >= 0; --i) {  // what goes in last comes out first
-    const uint32_t begin = cumulative[bytes[i]], weight = cumulative[bytes[i] + 1] - begin;
-    if (state >> (2 * WORD - PRECISION) >= weight) {
-      words.push_back(static_cast<uint32_t>(state));
-      state >>= WORD;
-    }
-    state = state / weight << PRECISION | (begin + state % weight);
-  }
-  for (; state; state >>= WORD) words.push_back(static_cast<uint32_t>(state));
-  return words;
-}
-
 bool ans_decode(const uint32_t* cumulative, const uint32_t* words, int64_t word_count, uint8_t* bytes, int64_t count) {
   const Quantiles quantiles(cumulative);
   const uint32_t* word = words + word_count;

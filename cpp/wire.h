@@ -5,19 +5,16 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 namespace zerofl {
 
-constexpr int SYMBOLS = 256;            // a bitmap's bytes
-constexpr int PRECISION = 24;           // the probability of a byte is a multiple of 2^-PRECISION
+constexpr int SYMBOLS = 256;   // a bitmap's bytes
+constexpr int PRECISION = 24;  // the probability of a byte is a multiple of 2^-PRECISION
 constexpr uint32_t WHOLE = 1 << PRECISION;
 
-// Asymmetric numeral systems with a state of 64 bits and words of 32. Byte b has probability (cumulative[b + 1] -
-// cumulative[b]) / WHOLE, which has to be above 0; there are SYMBOLS + 1 sums, from 0 to WHOLE.
-std::vector<uint32_t> ans_encode(const uint32_t* cumulative, const uint8_t* bytes, int64_t count);
-
-// The bytes that were encoded to these words, which may be anything but end in 0; whether they hold just so many bytes.
+// The bytes that were encoded to these words by asymmetric numeral systems with a state of 64 bits; whether the words, of
+// which the last is not 0, hold just so many bytes. Byte b has probability (cumulative[b + 1] - cumulative[b]) / WHOLE,
+// which has to be above 0; there are SYMBOLS + 1 sums, from 0 to WHOLE.
 bool ans_decode(const uint32_t* cumulative, const uint32_t* words, int64_t word_count, uint8_t* bytes, int64_t count);
 
 // How many bits are set; -1 if one of those that belong to no entry is.

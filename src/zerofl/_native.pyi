@@ -115,11 +115,11 @@ def max_pool(x: Tensor, size: int, relu: bool, y: Tensor, place: Tensor, threads
     """`place`, uint8 of y's shape, gets the position of each maximum in its square."""
 
 def max_pool_backward(grad_y: Tensor, place: Tensor, size: int, grad_x: Tensor, threads: int) -> None: ...
-def ans_encode(cumulative: np.ndarray, bytes: np.ndarray) -> np.ndarray:
-    """uint8 [n] -> uint32 words; `cumulative` is uint32 [257], from 0 to 2^24 and rising at each step."""
-
 def ans_decode(cumulative: np.ndarray, words: np.ndarray, bytes: np.ndarray) -> bool:
-    """Whether the words hold just as many bytes as there is room for."""
+    """Whether the words, uint32, hold just as many bytes, uint8, as there is room for.
+
+    `cumulative` is uint32 [257], from 0 to 2^24 and rising at each step.
+    """
 
 def active_bits(x: Tensor, by: Tensor, threshold: float, bits: Tensor) -> int:
     """`bits`, uint8 [ceil(n / 8)], gets a bit for each entry that is active, whose number is returned."""

@@ -364,13 +364,11 @@ def max_pool2d(input: Tensor, size: int, relu: bool) -> Tensor:
     return MaxPool2d.apply(input, size, relu)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def ans_encode(cumulative: np.ndarray, bitmap: np.ndarray) -> np.ndarray:
-    """Bytes -> words, uint32: see `zerofl.wire.entropy`. `cumulative` is uint32 [257]."""
-    return _native.ans_encode(cumulative, bitmap)
-
-
 def ans_decode(cumulative: np.ndarray, words: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
-    """The `size` bytes that words, uint32, hold, and whether they hold just so many."""
+    """The `size` bytes that words, uint32, hold, and whether they hold just so many: see `zerofl.wire.entropy`.
+
+    `cumulative`, uint32 [257], are the sums of the bytes' probabilities.
+    """
     bitmap = np.empty(size, np.uint8)
     return bitmap, _native.ans_decode(cumulative, words, bitmap)
 

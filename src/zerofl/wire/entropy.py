@@ -1,11 +1,12 @@
 """Bitmaps at their entropy: asymmetric numeral systems, a byte at a time.
 
-The library constriction defines the bytes. The native kernels, where they are installed, write and read the same ones
-in a sixth of the time. The model is built from whole numbers with divisions, products and sums of doubles only, which
+The library constriction defines the bytes, and writes them. The native kernels, where they are installed, read them in
+a quarter of its time. The model is built from whole numbers with divisions, products and sums of doubles only, which
 every IEEE machine rounds alike, so that both sides have the same one.
 """
 
 import struct
+from typing import Any
 
 import constriction
 import numpy as np
@@ -13,14 +14,17 @@ import numpy as np
 from zerofl import native
 from zerofl.wire.reader import Reader
 
+AnsCoder = constriction.stream.stack.AnsCoder
+Categorical = constriction.stream.model.Categorical
 _BYTES = np.arange(256, dtype=np.uint32)
 _PRECISION = 24  # bits of a probability
 
 
 def encode_bitmap(bitmap: np.ndarray, count: int, numel: int) -> bytes:
     """`uint32 words; words x uint32` for the bitmap, uint8, of `numel` entries of which `count` are set."""
-    encode = encode_with_constriction if native.UNAVAILABLE else _encode_natively
-    words = encode(bitmap, count, numel)
+    coder = AnsCoder()
+    coder.encode_reverse(bitmap.astype(np.int32), _byte_model(count, numel))
+    words = coder.get_compressed()
     return b"".join([struct.pack("<I", len(words)), words.astype("<u4").tobytes()])
 
 
@@ -36,31 +40,19 @@ def decode_bitmap(reader: Reader, count: int, numel: int) -> np.ndarray:
     return bitmap
 
 
-def encode_with_constriction(bitmap: np.ndarray, count: int, numel: int) -> np.ndarray:
-    """The words, uint32, as docs/wire-format.md specifies them."""
-    coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(bitmap.astype(np.int32), _categorical(count, numel))
-    words: np.ndarray = coder.get_compressed()
-    return words
-
-
 def decode_with_constriction(words: np.ndarray, count: int, numel: int) -> tuple[np.ndarray, bool]:
     """The bitmap, uint8 [ceil(numel / 8)], and whether it is all that the words, of which the last is not 0, hold."""
-    coder = constriction.stream.stack.AnsCoder(words)
-    bitmap: np.ndarray = coder.decode(_categorical(count, numel), -(-numel // 8)).astype(np.uint8)
+    coder = AnsCoder(words)
+    bitmap: np.ndarray = coder.decode(_byte_model(count, numel), -(-numel // 8)).astype(np.uint8)
     return bitmap, coder.is_empty()
-
-
-def _encode_natively(bitmap: np.ndarray, count: int, numel: int) -> np.ndarray:
-    return native.ans_encode(_cumulative(count, numel), bitmap)
 
 
 def _decode_natively(words: np.ndarray, count: int, numel: int) -> tuple[np.ndarray, bool]:
     return native.ans_decode(_cumulative(count, numel), words, -(-numel // 8))
 
 
-def _categorical(count: int, numel: int) -> constriction.stream.model.Categorical:
-    return constriction.stream.model.Categorical(_probabilities(count, numel), perfect=False)
+def _byte_model(count: int, numel: int) -> Any:
+    return Categorical(_probabilities(count, numel), perfect=False)
 
 
 def _cumulative(count: int, numel: int) -> np.ndarray:
