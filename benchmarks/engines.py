@@ -1,6 +1,6 @@
 """What the engines cost: overhead over the training itself, 3,597 clients, memory over 50 rounds.
 
-python benchmarks/engines.py overhead-0.2 --root CIFAR-10             about 5 minutes; also -0.0, the mask ratio, -2-threads
+python benchmarks/engines.py overhead-0.2 --root CIFAR-10             about 5 minutes; also -0.0 and -2-threads
 python benchmarks/engines.py scale --root FEMNIST [--engine ray]      about 1 minute
 python benchmarks/engines.py memory [--engine ray]                    about 2 minutes, 5 on Ray
 

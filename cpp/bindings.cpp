@@ -147,7 +147,7 @@ void check(int64_t k, int64_t entries) {
 template <class T>
 using Numbers = nb::ndarray<T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // of numpy; to be taken without conversion
 
-// The sums of a byte's probabilities: with others the coder would divide by zero or never end.
+// The sums of a byte's probabilities: with others the decoder would read behind them.
 const uint32_t* checked(const Numbers<const uint32_t>& cumulative) {
   bool good = cumulative.shape(0) == SYMBOLS + 1 && cumulative.data()[0] == 0 && cumulative.data()[SYMBOLS] == WHOLE;
   for (int i = 0; good && i < SYMBOLS; ++i) good = cumulative.data()[i] < cumulative.data()[i + 1];

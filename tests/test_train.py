@@ -97,3 +97,19 @@ def test_dense_training_swaps_no_layer(cifar_root: Path) -> None:
     layers = dict(sparse_layers(empty_model(*tiny(cifar_root))))
     assert len(layers) == 16
     assert all(isinstance(layer, SparseConv2d) and layer.sparsity == 0.8 for layer in layers.values())
+
+
+def test_bfloat16_rounds_the_products_and_keeps_the_weights(cifar_root: Path) -> None:
+    """One step, because rounding moves entries into and out of the top k, and later steps go other ways from there."""
+    settings = {"width": 16, "batch_size": 200}
+    experiment, dataset = tiny(cifar_root, **settings)
+    initial = initial_model(experiment, dataset)
+    exact, rounded = (
+        trained(tiny(cifar_root, **settings, precision=precision)[0], dataset) for precision in ("float32", "bfloat16")
+    )
+    assert [tensor.dtype for tensor in rounded.values()] == [tensor.dtype for tensor in exact.values()]
+    steps = [
+        torch.cat([(state[name] - parameter).flatten() for name, parameter in initial.named_parameters()])
+        for state in (exact, rounded)
+    ]
+    assert 0.9 < torch.cosine_similarity(steps[0], steps[1], dim=0) < 0.9999

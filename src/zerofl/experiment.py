@@ -16,6 +16,7 @@ from zerofl.uplink import UPLINKS
 from zerofl.wire import POSITIONS, VALUES
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
+PRECISIONS = ("float32", "bfloat16")
 MOST_THREADS = 1024
 
 
@@ -41,7 +42,9 @@ class Experiment:
     training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds.
 
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops and
-    mirrors; the learning rate decays exponentially from `lr_start` to `lr_end` over the rounds.
+    mirrors; the learning rate decays exponentially from `lr_start` to `lr_end` over the rounds. With `precision`
+    bfloat16 the products are computed in it (PyTorch's autocast), for GPUs; weights and losses stay float32, and on the
+    CPU the native kernels, which are float32, are not used.
 
     Uplink: the strategy `uplink`; the top (1 - sparsity + `mask_ratio`) of each sparse layer is sent, with
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
@@ -89,6 +92,7 @@ class Experiment:
     momentum: float = 0.0
     weight_decay: float = 0.0
     augment: bool = False
+    precision: str = "float32"
 
     uplink: str = "top_k_weights"
     mask_ratio: float = 0.0
@@ -129,6 +133,7 @@ class Experiment:
         if self.activation_sparsity is None:
             object.__setattr__(self, "activation_sparsity", self.sparsity)
         self._expect_choice("initialization", INITIALIZATIONS)
+        self._expect_choice("precision", PRECISIONS)
         self._expect_choice("uplink", UPLINKS)
         self._expect_choice("uplink_values", VALUES)
         self._expect_choice("uplink_positions", POSITIONS)

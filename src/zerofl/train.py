@@ -47,7 +47,8 @@ def train(
             if experiment.augment:
                 images = crop_and_flip(images, augment_rng)
             optimizer.zero_grad()  # first: the last step's gradients need not be there beside the activations
-            loss = F.cross_entropy(model(dataset.normalized(images)), split.labels[batch])
+            with torch.autocast(device.type, torch.bfloat16, enabled=experiment.precision == "bfloat16"):
+                loss = F.cross_entropy(model(dataset.normalized(images)), split.labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total_loss += loss.detach() * len(batch)
