@@ -187,6 +187,13 @@ def test_a_strategy_that_cannot_read_updates_says_what_to_do(strategy: Strategy)
         start(strategy, client_app(uplink_mod(sparsity=0.9)), rounds=1)
 
 
+def test_the_uplink_is_there_once_on_each_side(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="SparseUplink around SparseUplink"):
+        SparseUplink(SparseUplink(FedAvg()))
+    start(SparseUplink(FedAvg()), client_app(uplink_mod(sparsity=0.9), uplink_mod(sparsity=0.9)), rounds=1)
+    assert caplog.text.count("list uplink_mod once") == CLIENTS
+
+
 def test_a_round_without_any_update_says_what_may_be_missing(caplog: pytest.LogCaptureFixture) -> None:
     start(SparseUplink(FedAvg()), client_app(), rounds=1)
     assert "round 1: no reply holds an update" in caplog.text

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from tests.running import experiment_of, run
-from zerofl import results
+from zerofl import native, results
 from zerofl.data import dataset_checksum, load_dataset
 from zerofl.experiment import Experiment
 from zerofl.flower.client_app import app as client_app
@@ -229,6 +230,25 @@ def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None
 
 def test_half_a_checkpoint_of_a_killed_process_goes(tmp_path: Path) -> None:
     open_run(tmp_path, Experiment())
-    (tmp_path / ".tmpAb12Cd").write_bytes(b"half")
+    (tmp_path / "snapshots").mkdir()
+    for half in (tmp_path / ".tmpAb12Cd", tmp_path / "snapshots" / ".tmpAb12Cd"):
+        half.write_bytes(b"half")
     open_run(tmp_path, Experiment())
-    assert [file.name for file in tmp_path.iterdir()] == ["experiment.toml"]
+    assert {file.name for file in tmp_path.rglob("*")} == {"experiment.toml", "snapshots"}
+
+
+def test_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "checkpoint", Checkpoint(1, STATE, {}, "data"))
+        results.write_atomically(tmp_path / "text", b"")
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("checkpoint", "text")} == {0o640}
+
+
+@pytest.mark.skipif(native.UNAVAILABLE is not None, reason="no native kernels")
+def test_the_summary_says_which_kernels_trained() -> None:
+    assert results._kernels(Experiment()) == native.isa()
+    assert results._kernels(Experiment(precision="bfloat16")) == "reference: bfloat16 on cpu"
+    assert results._kernels(Experiment(device="cuda")) == "reference: float32 on cuda"

@@ -69,3 +69,12 @@ def test_the_received_and_the_trained_model_are_left_as_they_are() -> None:
         make_update(uplink, received, trained, ["w"], 0.6, 0.1)
     assert all(torch.equal(received[name], RECEIVED[name]) for name in RECEIVED)
     assert all(torch.equal(trained[name], TRAINED[name]) for name in TRAINED)
+
+
+@pytest.mark.parametrize("uplink", UPLINKS)
+@pytest.mark.parametrize("after", [TRAINED["w"].double(), TRAINED["w"].half(), TRAINED["w"][:1]])
+def test_a_tensor_of_another_type_or_shape_is_named(uplink: str, after: torch.Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"tensor 'w' came as torch.float32 \(2, 3\) and is torch\.float\d\d \(\d, 3\)"
+    ):
+        make_update(uplink, RECEIVED, TRAINED | {"w": after}, ["w"], 0.6, 0.1)

@@ -100,7 +100,7 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
     """
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
-    for left in directory.glob(".tmp*"):  # half a checkpoint, of a process that was killed while safetensors wrote it
+    for left in directory.rglob(".tmp*"):  # half a file, of a process that was killed while safetensors wrote it
         left.unlink()
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
     done = checkpoint.round if checkpoint else 0
@@ -241,9 +241,18 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "train_seconds": sum(record["train_seconds"] for record in rounds),
         "threads": experiment.threads,
         "machine": machine(),
-        "kernels": native.isa() if native.UNAVAILABLE is None else f"reference: {native.UNAVAILABLE}",
+        "kernels": _kernels(experiment),
         "versions": versions(),
     }
+
+
+def _kernels(experiment: Experiment) -> str:
+    """The instruction set of the kernels that trained, or why it was the reference."""
+    if native.UNAVAILABLE:
+        return f"reference: {native.UNAVAILABLE}"
+    if experiment.device != "cpu" or experiment.precision != "float32":
+        return f"reference: {experiment.precision} on {experiment.device}"
+    return native.isa()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -323,7 +332,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place when it is on the disk whole."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask wants it: safetensors' own files are for nobody else to read
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
     except OSError:  # a full disk gets back what was half written

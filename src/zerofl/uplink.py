@@ -89,12 +89,20 @@ def make_update(
     Of each tensor named in `sparse` the strategy sends K = ceil((1 - sparsity + mask_ratio) * numel) entries, chosen
     per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Every other tensor is sent
     whole. The states may be on another device, where the choice is made then; the update is on the CPU.
+
+    Raises:
+        ValueError: a trained tensor of another type or shape than it was received with.
     """
     sends, ranks, adds = UPLINKS[uplink]
     sparse = set(sparse)
     tensors: dict[str, Tensor | Sparse] = {}
     for name, after in trained.items():
         before = received[name]
+        if (after.dtype, after.shape) != (before.dtype, before.shape):
+            raise ValueError(
+                f"tensor {name!r} came as {before.dtype} {tuple(before.shape)} and is {after.dtype} "
+                f"{tuple(after.shape)} after training; give it back as it came"
+            )
         if uplink == "full" or not after.is_floating_point():
             tensors[name] = after.cpu()
             continue

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from zerofl.flower.messages import payload_record, read_payload
+from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
 from zerofl.rng import rng
 from zerofl.uplink import UPLINKS, Sparse, State, Update, make_update
 from zerofl.wire import VALUES, Schema, decode, encode, schema_of
@@ -83,6 +83,8 @@ def uplink_mod(
             return reply
         received = record.to_torch_state_dict()
         key, trained_record = _only_arrays(reply)
+        if any(array.stype == PAYLOAD_STYPE for array in trained_record.values()):
+            raise ValueError("the reply is an update already: list uplink_mod once in the client app's mods")
         trained = trained_record.to_torch_state_dict()
         sparse = sparse_by_shape(received) if names is None else names
         if missing := [name for name in sparse if name not in received]:
@@ -117,6 +119,8 @@ class SparseUplink(Strategy):
     """
 
     def __init__(self, strategy: Strategy) -> None:
+        if isinstance(strategy, SparseUplink):
+            raise ValueError("SparseUplink around SparseUplink: the inner one would find no updates; use it once")
         self.strategy = strategy
         self.uplink_bytes: dict[int, int] = {}
         self._received: State = {}
