@@ -155,6 +155,10 @@ const uint32_t* checked(const Numbers<const uint32_t>& cumulative) {
   return cumulative.data();
 }
 
+void expect_planes(size_t bytes, size_t numbers) {
+  if (bytes != 4 * numbers) throw nb::value_error("planes does not have 4 bytes for each number");
+}
+
 // The work is cut with a thought to the number of threads, which may be anything.
 int sensible(int threads) { return std::clamp(threads, 1, 1024); }
 
@@ -447,14 +451,14 @@ NB_MODULE(_native, m) {
   m.def(
       "split_planes",
       [](Numbers<const uint32_t> numbers, Numbers<uint8_t> planes) {
-        if (planes.shape(0) != 4 * numbers.shape(0)) throw nb::value_error("planes does not have 4 bytes for each number");
+        expect_planes(planes.shape(0), numbers.shape(0));
         split_planes(numbers.data(), static_cast<int64_t>(numbers.shape(0)), planes.data());
       },
       "numbers"_a.noconvert(), "planes"_a.noconvert(), release);
   m.def(
       "merge_planes",
       [](Numbers<const uint8_t> planes, Numbers<uint32_t> numbers) {
-        if (planes.shape(0) != 4 * numbers.shape(0)) throw nb::value_error("planes does not have 4 bytes for each number");
+        expect_planes(planes.shape(0), numbers.shape(0));
         merge_planes(planes.data(), static_cast<int64_t>(numbers.shape(0)), numbers.data());
       },
       "planes"_a.noconvert(), "numbers"_a.noconvert(), release);

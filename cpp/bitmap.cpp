@@ -3,11 +3,6 @@
 #include "wire.h"
 
 namespace zerofl {
-namespace {
-
-int first(unsigned byte) { return __builtin_clz(byte) - 24; }  // of its bits
-
-}  // namespace
 
 int64_t count_active(const float* x, float threshold, int64_t count) {
   int64_t below = 0;
@@ -35,7 +30,7 @@ void take_bits(const float* x, const uint8_t* bits, int64_t count, float* values
   }
   for (; i < count; i += 8)
     for (unsigned byte = *bits++; byte;) {
-      const int k = first(byte);
+      const int k = __builtin_clz(byte) - 24;  // the byte's first bit
       values[n++] = x[i + k];
       byte &= ~(0x80u >> k);
     }

@@ -332,6 +332,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A file to write beside `path`, which takes its place when it is on the disk whole."""
     temporary = path.with_name(path.name + ".tmp")
     try:
+        temporary.unlink(missing_ok=True)  # that of a killed process
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask wants it: safetensors' own files are for nobody else to read
         yield temporary
