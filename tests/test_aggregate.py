@@ -58,6 +58,15 @@ def test_nonzero_ratio() -> None:
     assert nonzero_ratio(torch.tensor([[0.0, 1.0], [-2.0, 0.0]])) == 0.5
 
 
+def test_fedadams_first_step_is_not_longer_than_a_later_one_with_the_same_change() -> None:
+    # A change of tau from v = tau^2: v stays tau^2, m = 0.1 tau, and the step is lr 0.1 tau / (tau + tau) = 0.05 lr.
+    optimizer = fedadam(["w"], lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3)
+    state: State = {"w": torch.zeros(3)}
+    averaged: State = {"w": torch.full((3,), 1e-3)}
+    stepped, _ = optimizer.step(state, averaged, optimizer.init(state))
+    torch.testing.assert_close(stepped["w"], torch.full((3,), 0.05 * 0.1))
+
+
 # Two clients with 10 and 30 samples; "training" adds a fixed change that depends on the client and the round. A layer
 # of four weights at sparsity 0.5 and mask ratio 0 sends K = 2; the bias is a dense layer.
 SAMPLES = (10, 30)
@@ -89,7 +98,7 @@ def sent_by_hand(uplink: str, received: list[float], trained: list[float]) -> li
 
 def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
     w, b, adds = START, 0.0, uplink in ("diff_on_top_k_weights", "top_k_weights_diff")
-    moments = [[0.0, 0.0] for _ in range(5)]
+    moments = [[0.0, 1e-3**2] for _ in range(5)]  # m = 0 and v = tau^2: Algorithm 2 of Reddi et al. asks for v >= tau^2
     for round in (1, 2):
         sent = [
             sent_by_hand(uplink, w, [x + d for x, d in zip(w, CHANGES[round, client], strict=True)])

@@ -72,7 +72,10 @@ def fedavg() -> ServerOptimizer:
 def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau: float) -> ServerOptimizer:
     """FedAdam (Reddi et al., 2021, Algorithm 2), with the average's change d as the pseudo-gradient, for `parameters`:
 
-    m = beta_1 m + (1 - beta_1) d;   v = beta_2 v + (1 - beta_2) d^2;   w = w + lr m / (sqrt(v) + tau),   m_0 = v_0 = 0.
+    m = beta_1 m + (1 - beta_1) d;   v = beta_2 v + (1 - beta_2) d^2;   w = w + lr m / (sqrt(v) + tau),
+
+    from m = 0 and v = tau^2, the least that Algorithm 2 allows: from v = 0 the first steps would be longer than later
+    ones with the same change.
 
     `parameters` names the trained tensors. Every other one, BatchNorm's running statistics and integer counters, takes
     its averaged value: "optimising" a variance can make it negative.
@@ -80,7 +83,7 @@ def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau:
 
     def init(state: State) -> State:
         moments = {f"m.{name}": torch.zeros_like(state[name]) for name in parameters}
-        return moments | {f"v.{name}": torch.zeros_like(state[name]) for name in parameters}
+        return moments | {f"v.{name}": torch.full_like(state[name], tau**2) for name in parameters}
 
     def step(state: State, averaged: State, optimizer_state: State) -> tuple[State, State]:
         new_state, moments = dict(averaged), State()
