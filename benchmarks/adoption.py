@@ -20,7 +20,7 @@ import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from zerofl.flower.engines import RUN_ID, SERVER_NODE_ID, InProcessGrid
-from zerofl.results import machine, versions
+from zerofl.origin import origin
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart-pytorch"
 CLIENTS = 10
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result: dict[str, Any] = {"machine": machine(), "versions": versions(), "rounds": options.rounds}
+    result: dict[str, Any] = {**origin(), "rounds": options.rounds}
     for name, adopted in (("unadopted", False), ("adopted", True)):
         runs = [run(adopted, seed, options.rounds) for seed in range(options.seeds)]
         accuracies = [r["accuracy"] for r in runs]

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zerofl.results import machine, read_lines, versions
+from zerofl.origin import origin
+from zerofl.results import read_lines
 
 # The paper's protocol for one round: 10 of 100 clients with 500 images each. Evaluation is not the engine's.
 OVERHEAD = {"dataset": "cifar10", "clients": 100, "clients_per_round": 10, "rounds": 6, "sparsity": 0.95,
@@ -110,7 +111,7 @@ def main() -> None:
         record = json.loads(options.json.read_text()) if options.json.exists() else {}
         settings = BENCHMARKS[options.benchmark]
         record[f"{options.benchmark}, {options.engine}"] = result | {
-            "settings": settings, "machine": machine(), "versions": versions()
+            "settings": settings, **origin()
         }  # fmt: skip
         options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import zstandard
 
-from zerofl.results import machine, versions
+from zerofl.origin import origin
 from zerofl.wire.entropy import _decode_natively, decode_with_constriction, encode_bitmap
 
 
@@ -29,7 +29,7 @@ def nanoseconds(numel: int, call: Callable[[], object]) -> float:
 DENSITIES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 LARGEST, SMALLEST = 2_359_296, 36_864  # ResNet-18's sparse layers
 
-print(machine(), versions())
+print(origin())
 print("\nbytes / entropy")
 print("entries  density  this wire  zstd 1  zstd 19  Huffman (zlib)")
 for numel in (LARGEST, SMALLEST):

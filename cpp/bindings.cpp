@@ -223,6 +223,7 @@ NB_MODULE(_native, m) {
       },
       "shape"_a);
   m.def("use_openmp_of", &use_openmp_of, "path"_a);
+  m.def("sources", [] { return SOURCES_SHA256; });
   m.def("isa", [] { return kernels->name; });
   m.def("isas", [] {
     std::vector<std::string> names;

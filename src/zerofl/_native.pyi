@@ -15,6 +15,9 @@ def use_openmp_of(path: str) -> bool:
 def isa() -> str:
     """The instruction set in use: "baseline", "avx2" or "avx512"."""
 
+def sources() -> str:
+    """SHA-256 of the sources this was built from."""
+
 def isas() -> list[str]:
     """Those this processor has, from the slowest to the fastest."""
 

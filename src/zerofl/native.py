@@ -41,6 +41,11 @@ def isa() -> str:
     return _native.isa()
 
 
+def sources() -> str:
+    """SHA-256 of the sources that the kernels were built from; "" without kernels."""
+    return "" if UNAVAILABLE else _native.sources()
+
+
 def seconds() -> dict[str, float]:
     """What the kernels have taken since the last call, by part of a training step."""
     return _native.seconds()

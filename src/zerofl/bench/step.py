@@ -23,7 +23,7 @@ from zerofl import native
 from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.layers import Backend, sparse_layers, sparsify_
 from zerofl.models import build_model
-from zerofl.results import machine, versions
+from zerofl.origin import origin
 
 try:
     import sparseprop.modules as sparseprop
@@ -168,8 +168,7 @@ def _result(
             sparse_peak_bytes = _in_own_process(isa, _peak_bytes, workload, row["sparsity"], threads)
             rows.append(row | {"dense_peak_bytes": dense_peak_bytes, "sparse_peak_bytes": sparse_peak_bytes})
     return {
-        "machine": machine(),
-        "versions": versions(),
+        **origin(),
         "isa": isa or "all",
         "threads": threads,
         "model": workloads[0].model,

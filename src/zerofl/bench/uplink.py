@@ -20,8 +20,8 @@ from zerofl.data import load_dataset
 from zerofl.data.partition import lda_partition
 from zerofl.experiment import Experiment
 from zerofl.layers import sparse_layers
+from zerofl.origin import origin
 from zerofl.paper_bytes import paper_csr_bytes
-from zerofl.results import machine, versions
 from zerofl.rng import rng
 from zerofl.train import empty_model, initial_model, train
 from zerofl.uplink import Sparse, State, Update, make_update, sparsified
@@ -66,8 +66,7 @@ def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any
     note(f"aggregating {AGGREGATED} updates")
     update = make_update("top_k_weights", received, trained, sparse, 0.9, 0.2)
     return {
-        "machine": machine(),
-        "versions": versions(),
+        **origin(),
         "threads": torch.get_num_threads(),
         "dataset": dataset,
         "training": training,
