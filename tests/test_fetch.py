@@ -118,6 +118,6 @@ def test_a_write_that_fails_leaves_no_files(
 def test_without_flwr_datasets_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     for name in HUB:
-        with pytest.raises(DatasetError, match=rf"^{name}: .*pip install 'zerofl\[hub\]'"):
+        with pytest.raises(DatasetError, match=rf"^{name}: .*pip install 'flwr-datasets"):
             fetch(name, str(tmp_path), lambda _: None)
     assert list(tmp_path.iterdir()) == []

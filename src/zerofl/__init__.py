@@ -2,7 +2,8 @@
 
 from importlib.metadata import version
 
+from zerofl.extras import DISTRIBUTION
 from zerofl.layers import SparseConv2d, SparseLinear, realised_sparsity, sparsify_
 
 __all__ = ["SparseConv2d", "SparseLinear", "realised_sparsity", "sparsify_"]
-__version__ = version("zerofl")
+__version__ = version(DISTRIBUTION)

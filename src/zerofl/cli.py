@@ -23,6 +23,7 @@ from zerofl.data.check import check_dataset, class_table
 from zerofl.data.fetch import HUB, fetch
 from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
 from zerofl.experiment import ExperimentError, parse_setting
+from zerofl.extras import install_hint
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
     ROUNDS,
@@ -209,7 +210,7 @@ def _bench_uplink(options: argparse.Namespace, console: Console, errors: Console
 
 def _report(options: argparse.Namespace, console: Console, errors: Console) -> int:
     if importlib.util.find_spec("matplotlib") is None:
-        raise ResultsError("the report's figures need matplotlib: pip install 'zerofl[report]'")
+        raise ResultsError(f"the report's figures need matplotlib: {install_hint('report')}")
     from zerofl.report.collect import collect
     from zerofl.report.page import check_out, write_report
 
@@ -261,7 +262,7 @@ def _data_fetch(options: argparse.Namespace, console: Console, errors: Console) 
 def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     settings = dict(parse_setting(setting) for setting in options.settings)
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ResultsError("--tensorboard needs TensorBoard: pip install 'zerofl[tensorboard]'")
+        raise ResultsError(f"--tensorboard needs TensorBoard: {install_hint('tensorboard')}")
     if options.root is not None:
         settings["root"] = options.root
     file = find_sweep(options.experiments)

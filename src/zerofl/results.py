@@ -13,12 +13,10 @@ import dataclasses
 import fcntl
 import json
 import os
-import platform
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from zerofl import native
 from zerofl.experiment import Experiment, ExperimentError, differing_keys, make_experiment
+from zerofl.origin import origin
 from zerofl.uplink import State
 
 EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
@@ -240,9 +239,8 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "seconds": sum(record["seconds"] for record in rounds),
         "train_seconds": sum(record["train_seconds"] for record in rounds),
         "threads": experiment.threads,
-        "machine": machine(),
         "kernels": _kernels(experiment),
-        "versions": versions(),
+        **origin(),
     }
 
 
@@ -383,20 +381,3 @@ def _lines_until(path: Path, round: int) -> list[bytes]:
         except (ValueError, KeyError, TypeError):
             break
     return kept
-
-
-def machine() -> str:
-    """The processor and the number of cores, to read figures by."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass  # not Linux: the platform's own name stands
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """The versions of what figures depend on."""
-    packages = ("zerofl", "torch", "flwr", "numpy", "constriction")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zerofl.data.dataset import DatasetError
+from zerofl.extras import install_hint
 
 
 class Source(NamedTuple):
@@ -46,7 +47,7 @@ def fetch(name: str, root: str, report: Callable[[str], None]) -> list[Path]:
         import flwr_datasets  # noqa: F401
     except ImportError as error:
         raise DatasetError(
-            f"{name}: fetching it needs flwr-datasets, which is not installed: pip install 'zerofl[hub]'"
+            f"{name}: fetching it needs flwr-datasets, which is not installed: {install_hint('hub')}"
         ) from error
     report(f"{name}: fetching {source.repository} from the Hugging Face hub")
     try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from zerofl.data.dataset import DatasetError
 from zerofl.data.image import decode_image
+from zerofl.extras import install_hint
 
 SPLITS = ("train", "validation", "test")
 FOLDERS = ("", "data", "plain_text", "v0.01")
@@ -117,7 +118,7 @@ def _opened(path: Path, columns: Sequence[str], prefix: str) -> Iterator[Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DatasetError(f"{prefix}{path} needs pyarrow to be read: pip install 'zerofl[hub]'") from error
+        raise DatasetError(f"{prefix}{path} needs pyarrow to be read: {install_hint('hub')}") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             missing = [name for name in columns if name not in file.schema_arrow.names]

