@@ -105,7 +105,17 @@ def test_a_bad_client_is_named_and_left_out(name: str, cifar_root: Path, tmp_pat
     assert record["clients"] == [0, 1, 2, 3, 4]
     assert [failure["client"] for failure in record["failures"]] == [1, 3]
     assert all(cause in failure["cause"] for failure in record["failures"])
-    assert read_summary(tmp_path / "run")["failures"] == 2
+    summary = read_summary(tmp_path / "run")
+    assert summary["failures"] == 2
+    # What was refused has its own count: the figures of an update are those of the three that were used.
+    used = [c["uplink_bytes"] for c in read_lines(tmp_path / "run" / "clients.jsonl")]
+    assert record["uplink_bytes"] == summary["uplink_bytes"] == sum(used)
+    assert summary["savings"] == pytest.approx(3 * summary["full_model_bytes"] / sum(used))
+    assert record["refused_bytes"] == summary["refused_bytes"]
+    if name == "garbage":
+        assert record["refused_bytes"] == 2 * 700
+    if name == "crash":
+        assert record["refused_bytes"] == 0
     assert [c["client"] for c in read_lines(tmp_path / "run" / "clients.jsonl")] == [0, 2, 4]
     run(experiment, tmp_path / "crashed", misbehaving({1, 3}, crash))
     assert model_bytes(tmp_path / "run") == model_bytes(tmp_path / "crashed")

@@ -37,8 +37,8 @@ from zerofl.uplink import UPLINKS
 from zerofl.wire import VALUES, encode_state, schema_of
 
 FIELDS = {
-    "round", "lr", "clients", "examples", "failures", "train_loss", "train_seconds", "realised_sparsity",
-    "test_loss", "test_accuracy", "validation_accuracy", "uplink_bytes", "downlink_bytes", "nonzero_ratio",
+    "round", "lr", "clients", "examples", "failures", "train_loss", "train_seconds", "train_cpu_seconds", "realised_sparsity",
+    "test_loss", "test_accuracy", "validation_accuracy", "uplink_bytes", "refused_bytes", "downlink_bytes", "nonzero_ratio",
     "mask_overlap", "seconds",
 }  # fmt: skip
 
@@ -82,6 +82,10 @@ def test_every_uplink_with_every_server_optimiser(
     assert last["downlink_bytes"] > validation_bytes
     assert (last["downlink_bytes"] - validation_bytes) % 3 == 0
     assert summary["savings"] == pytest.approx(6 * summary["full_model_bytes"] / summary["uplink_bytes"])
+    assert summary["refused_bytes"] == 0
+    for key in ("train_seconds", "train_cpu_seconds"):
+        assert 0 < summary[key] == pytest.approx(sum(c[key] for c in clients))
+    assert summary["train_cpu_seconds"] < 1.05 * summary["train_seconds"] + 0.1  # one thread; clocks tick in steps
     assert summary["savings"] > (1 if uplink == "full" else 4)
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 

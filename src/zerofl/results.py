@@ -214,14 +214,15 @@ def finish_run(directory: Path, state: State, full_model_bytes: int, more: Mappi
 def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
     """The figures of a whole run, from its folder.
 
-    `savings` is the paper's measure with measured bytes: what the same updates would take with the full model sent,
-    over what was sent.
+    `uplink_bytes` are those of the usable updates; the payloads that were refused have their own sum. Records of
+    earlier versions lack that one, and CPU seconds: both are then None.
     """
     experiment = read_experiment(directory)
     rounds, clients = read_lines(directory / ROUNDS), read_lines(directory / CLIENTS)
     evaluated = [record for record in rounds if record.get("test_accuracy") is not None]
     best = max(evaluated, key=lambda record: record["test_accuracy"], default={})
     last = rounds[-1]
+    uplink_bytes = sum(client["uplink_bytes"] for client in clients)
     return {
         "name": experiment.name,
         "rounds": last["round"],
@@ -230,18 +231,34 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
         "validation_accuracy": last.get("validation_accuracy"),
         "best_test_accuracy": best.get("test_accuracy"),
         "best_round": best.get("round"),
-        "uplink_bytes": sum(record["uplink_bytes"] for record in rounds),
+        "uplink_bytes": uplink_bytes,
+        "refused_bytes": _sum(rounds, "refused_bytes"),
         "downlink_bytes": sum(record["downlink_bytes"] for record in rounds),
         "updates": len(clients),
         "full_model_bytes": full_model_bytes,
-        "savings": full_model_bytes * len(clients) / sum(client["uplink_bytes"] for client in clients),
+        "savings": savings(full_model_bytes, len(clients), uplink_bytes),
         "failures": sum(len(record["failures"]) for record in rounds),
         "seconds": sum(record["seconds"] for record in rounds),
         "train_seconds": sum(record["train_seconds"] for record in rounds),
+        "train_cpu_seconds": _sum(rounds, "train_cpu_seconds"),
         "threads": experiment.threads,
         "kernels": _kernels(experiment),
         **origin(),
     }
+
+
+def savings(full_model_bytes: int, updates: int, uplink_bytes: int) -> float:
+    """The paper's measure with measured bytes: what the updates would take with the full model sent, over what they took.
+
+    `full_model_bytes` is the model's size as its numbers are; `uplink_bytes` the length of the `updates` that were
+    used.
+    """
+    return full_model_bytes * updates / uplink_bytes
+
+
+def _sum(records: list[dict[str, Any]], key: str) -> Any:
+    """The sum of a figure over all records, or None if one of them was made before it was recorded."""
+    return sum(record[key] for record in records) if all(key in record for record in records) else None
 
 
 def _kernels(experiment: Experiment) -> str:

@@ -57,10 +57,10 @@ def _train(message: Message, context: Context) -> Message:
     received = _decode_state(payload, schema, experiment.device)
     model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
 
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     split = dataset.train.take(training)
     train_loss = train(model, split, dataset, experiment, round=round, client=client)
-    train_seconds = time.perf_counter() - started
+    train_seconds, train_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
 
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     sparse = {f"{name}.weight": layer.weight.numel() for name, layer in sparse_layers(model)}
@@ -69,6 +69,7 @@ def _train(message: Message, context: Context) -> Message:
         "num-examples": len(training),
         "train_loss": train_loss,
         "train_seconds": train_seconds,
+        "train_cpu_seconds": train_cpu_seconds,  # of all threads: other programs on the machine do not count
     }
     if sparse:
         realised = realised_sparsity(model)

@@ -90,7 +90,7 @@ def serve(
         clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
         nodes = nodes_by_client(nodes, grid.get_node_ids(), experiment.clients)
         replies, failures = _exchange(grid, MessageType.TRAIN, payload, nodes, clients, round, experiment)
-        average, masks, client_records, uplink_bytes = _sum_updates(
+        average, masks, client_records, refused_bytes = _sum_updates(
             replies, failures, state, schema, adds, most_examples, round
         )
         if len(client_records) < experiment.min_replies:
@@ -109,6 +109,7 @@ def serve(
             "examples": sum(client["num-examples"] for client in client_records),
             "train_loss": _mean(client_records, "train_loss"),
             "train_seconds": sum(client["train_seconds"] or 0.0 for client in client_records),
+            "train_cpu_seconds": sum(client["train_cpu_seconds"] or 0.0 for client in client_records),
             "realised_sparsity": _mean(client_records, "realised_sparsity"),
         }
         last = round == experiment.rounds
@@ -121,7 +122,8 @@ def serve(
             record["failures"] += _failure_records({c: f"validation: {cause}" for c, cause in failures.items()})
             downlink_bytes += len(validating) * len(payload)
         record |= {
-            "uplink_bytes": uplink_bytes,
+            "uplink_bytes": sum(client["uplink_bytes"] for client in client_records),
+            "refused_bytes": refused_bytes,
             "downlink_bytes": downlink_bytes,
             "nonzero_ratio": {name: nonzero_ratio(state[f"{name}.weight"]) for name in sparse},
             "mask_overlap": {name.removesuffix(".weight"): overlap for name, overlap in masks.overlap().items()},
@@ -243,17 +245,18 @@ def _sum_updates(
     most_examples: int,
     round: int,
 ) -> tuple[Average, MaskCounts, list[Record], int]:
-    """Decode and add the updates in client order; returns their sum, their masks, a record for each, and all bytes.
+    """Decode and add the updates in client order; returns their sum, their masks, a record for each, and refused bytes.
 
-    A client whose reply is malformed is put to the failures, with the cause.
+    A client whose reply is malformed is put to the failures, with the cause, and the bytes of its payload count as
+    refused: they are no part of what the updates took.
     """
     average, masks = Average(state), MaskCounts()
     records: list[Record] = []
-    uplink_bytes = 0
+    refused_bytes = 0
     for client, reply in replies:
+        payload = b""
         try:
             payload = read_payload(reply)
-            uplink_bytes += len(payload)
             metrics = read_metrics(reply, most_examples)
             update = decode(payload, schema)
             if update.adds != adds:
@@ -261,11 +264,12 @@ def _sum_updates(
                 raise ValueError(f"the update holds {kinds[update.adds]}, the experiment's uplink sends {kinds[adds]}")
         except ValueError as error:
             failures[client] = f"{type(error).__name__}: {error}"
+            refused_bytes += len(payload)
             continue
         average.add(update, int(metrics["num-examples"]))
         masks.add(update)
         records.append(_client_record(round, client, metrics, len(payload)))
-    return average, masks, records, uplink_bytes
+    return average, masks, records, refused_bytes
 
 
 def _test(model: torch.nn.Module, state: State, dataset: Dataset) -> Record:
@@ -299,11 +303,19 @@ def _validate(
 
 def _client_record(round: int, client: int, metrics: Record, uplink_bytes: int) -> Record:
     record = {"round": round, "client": client, "uplink_bytes": uplink_bytes, "num-examples": metrics["num-examples"]}
-    return record | {key: _figure(metrics, key) for key in ("train_loss", "train_seconds", "realised_sparsity")}
+    return record | {key: _figure(metrics, key) for key in CLIENT_FIGURES}
 
+
+CLIENT_FIGURES = ("train_loss", "train_seconds", "train_cpu_seconds", "realised_sparsity")
 
 # What a client reports beside its update is as little to be trusted: a figure above these, or below 0, is none.
-_LARGEST = {"train_loss": 1e9, "train_seconds": 1e9, "realised_sparsity": 1.0, "accuracy": 1.0}
+_LARGEST = {
+    "train_loss": 1e9,
+    "train_seconds": 1e9,
+    "train_cpu_seconds": 1e9,
+    "realised_sparsity": 1.0,
+    "accuracy": 1.0,
+}
 
 
 def _figure(metrics: Record, key: str) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from zerofl import results
 from zerofl.experiment import Experiment
 from zerofl.models import build_model
 from zerofl.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
@@ -70,8 +71,8 @@ def counted_size(rows: list[ReportRow]) -> str:
 def savings(rows: list[ReportRow]) -> Beside:
     """How many times the measured bytes the whole model would have taken; the paper's."""
     measured = [
-        sum(s["full_model_bytes"] * s["updates"] for s in of) / sum(s["uplink_bytes"] for s in of)
-        for of in _summaries(rows)
+        results.savings(of[0]["full_model_bytes"], sum(s["updates"] for s in of), sum(s["uplink_bytes"] for s in of))
+        for of in _summaries(rows)  # the seeds of a row have one model
     ]
     paper = _one_of(rows, "savings")
     return Beside(_range(measured, 1, "x"), f"{paper}x" if paper else "")
