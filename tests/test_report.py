@@ -27,7 +27,7 @@ from zerofl.report.figures import accuracy as accuracy_figure
 from zerofl.report.figures import by_mask_ratio, figures, persistence_table
 from zerofl.report.page import write_report
 from zerofl.report.sizes import SHAPES, counted_bytes
-from zerofl.report.tables import paper_table, row_table, settings_table, tables, time_table
+from zerofl.report.tables import paper_table, row_table, settings_table, tables, time_table, traffic_table
 from zerofl.results import ResultsError, read_experiment, read_summary, save_snapshot
 from zerofl.sweep import METRICS, read_sweep
 from zerofl.wire import schema_of
@@ -84,8 +84,8 @@ def write_sweep(directory: Path, text: str = SWEEP, unfinished: str = "") -> Pat
 def record_of(row: str, seed: int, round: int, uplink: str) -> dict[str, Any]:
     return {
         "round": round, "train_loss": 2.0 / round, "test_accuracy": accuracy(row, seed, round), "examples": 4000,
-        "train_seconds": SECONDS.get(row, 1.0), "realised_sparsity": 0.95,
-        "uplink_bytes": 10 * UPLINK_BYTES.get(row, 10_000_000),
+        "train_seconds": SECONDS.get(row, 1.0), "train_cpu_seconds": 1.5 * SECONDS.get(row, 1.0), "realised_sparsity": 0.95,
+        "uplink_bytes": 10 * UPLINK_BYTES.get(row, 10_000_000), "refused_bytes": 1_000, "downlink_bytes": 300_000_000,
         "nonzero_ratio": dict.fromkeys(LAYERS, 0.2),
         "mask_overlap": {} if uplink == "full" else dict.fromkeys(LAYERS, 0.7),
     }  # fmt: skip
@@ -95,7 +95,8 @@ def summary_of(row: str, seed: int) -> dict[str, Any]:
     return {
         "validation_accuracy": accuracy(row, seed, 4) - 0.1,
         "test_accuracy": accuracy(row, seed, 4), "best_test_accuracy": accuracy(row, seed, 4) + 0.01,
-        "uplink_bytes": 4 * 10 * UPLINK_BYTES.get(row, 10_000_000), "updates": 40, "full_model_bytes": 44_000_000,
+        "uplink_bytes": 4 * 10 * UPLINK_BYTES.get(row, 10_000_000), "refused_bytes": 4_000,
+        "downlink_bytes": 4 * 300_000_000, "updates": 40, "full_model_bytes": 44_000_000,
         "train_seconds": 4 * SECONDS.get(row, 1.0), "threads": 2, "machine": "a machine", "versions": {"torch": "2.13"},
         "data_sha256": "ab" * 32, "flops_a_sample": {"dense": 3.3e9, "sparse": 0.4e9},
     }  # fmt: skip
@@ -156,11 +157,56 @@ def test_rows_that_would_share_a_cell_have_no_such_table(tmp_path: Path) -> None
 
 def test_local_training_stands_beside_the_dense_row(sweep: Path) -> None:
     line = cells(time_table(collect(sweep)), "top-k")
-    # 1 s for 4,000 samples, where the dense row takes 8 s.
-    assert line["s for 1,000 samples"] == "0.25"
+    # 1.5 s of the CPU for 4,000 samples in 1 s, where the dense row takes 12 s in 8 s.
+    assert (line["CPU s for 1,000 samples"], line["Wall s for 1,000 samples"]) == ("0.38", "0.25")
     assert line["Dense / this"] == "8.00x"
     assert (line["MFLOP a sample, dense"], line["MFLOP a sample, sparse"]) == ("3300", "400")
     assert line["Realised sparsity"] == "95.00%"
+
+
+def rewrite_rounds(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    records = [change(json.loads(line)) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def test_other_work_beside_a_row_does_not_change_its_ratio(sweep: Path) -> None:
+    for seed in (1, 2):
+        rewrite_rounds(sweep / f"top-k-seed{seed}", lambda record: record | {"train_seconds": 5.0})
+    line = cells(time_table(collect(sweep)), "top-k")
+    assert (line["Wall s for 1,000 samples"], line["Dense / this"]) == ("1.25", "8.00x")
+
+
+def test_rows_without_cpu_seconds_are_compared_by_the_wall_and_say_so(sweep: Path) -> None:
+    def without(record: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in record.items() if key != "train_cpu_seconds"}
+
+    rewrite_rounds(sweep / "top-k-seed1", without)
+    line = cells(time_table(collect(sweep)), "top-k")
+    assert (line["CPU s for 1,000 samples"], line["Dense / this"]) == ("", "8.00x (wall)")
+
+
+def test_both_ways_are_counted(sweep: Path) -> None:
+    table = traffic_table(collect(sweep))
+    assert table is not None
+    line = cells(table, "top-k")
+    # 40 updates of 10 MB up, 1,200 MB down; the model's 44 MB up and down 40 times would be 3,520 MB.
+    assert (line["Uplink MB"], line["Downlink MB"], line["Both MB"]) == ("400.0 ± 0.0", "1200.0 ± 0.0", "1600.0")
+    assert line["Savings, both ways"] == "2.2x"
+    (run, _) = next(row for row in collect(sweep).rows if row.name == "top-k").runs
+    assert run.traffic() == {round: round * 400_001_000 for round in (1, 2, 3, 4)}
+
+
+def test_a_panel_says_that_a_dense_row_is_in_it(sweep: Path) -> None:
+    (figure, *_) = figures(collect(sweep))
+    assert b"cifar10, NIID, 95% sparse and dense" in figure.svg
+
+
+def test_no_two_of_many_lines_have_one_colour(tmp_path: Path) -> None:
+    rows = ", ".join(f'{{ name = "r{i}", mask_ratio = {i / 100} }}' for i in range(11))
+    directory = write_sweep(tmp_path / "many", f"run = [{rows}]\n[base]\nrounds = 4\n")
+    (figure, *_) = figures(collect(directory))
+    strokes = set(re.findall(rb"stroke: (#[0-9a-f]{6}); stroke-width: 1.2", figure.svg))
+    assert len(strokes) == 11
 
 
 def test_settings_are_those_that_differ_and_those_that_are_shared(sweep: Path) -> None:
@@ -181,7 +227,8 @@ def test_positions_that_stay_are_counted(sweep: Path) -> None:
 def test_figures_are_those_that_the_runs_have_what_is_needed_for(sweep: Path) -> None:
     headings = [figure.heading for figure in figures(collect(sweep))]
     assert headings == [
-        "Accuracy", "Loss", "Figure 2: non-zero ratio after the aggregation", "Overlap of the clients' masks",
+        "Accuracy", "Loss", "Accuracy against total communication", "Figure 2: non-zero ratio after the aggregation",
+        "Overlap of the clients' masks", "Overlap of the clients' masks by layer",
         *(f"Figures 3, 5 and 6: where the weights are, {row}" for row in ("swat", "top-k", "dense")),
     ]  # fmt: skip
     assert all(figure.svg.startswith(b"<?xml") for figure in figures(collect(sweep)))

@@ -24,6 +24,7 @@ def _is_number(value: Any) -> bool:
 COUNT = Kind(lambda value: type(value) is int and value >= 0, "a whole number of 0 or more")
 POSITIVE = Kind(lambda value: _is_number(value) and value > 0, "a positive number")
 NUMBER = Kind(_is_number, "a number")
+COUNT_OR_NULL = Kind(lambda value: value is None or COUNT.holds(value), "a whole number of 0 or more, or null")
 NUMBER_OR_NULL = Kind(lambda value: value is None or _is_number(value), "a number or null")
 SHARE_OR_NULL = Kind(
     lambda value: value is None or (_is_number(value) and 0 <= value <= 1), "a number in [0, 1] or null"
@@ -38,6 +39,10 @@ ROUND_IF_THERE = {
     "examples": COUNT,
     "train_loss": NUMBER_OR_NULL,
     "train_seconds": NUMBER_OR_NULL,
+    "train_cpu_seconds": NUMBER_OR_NULL,
+    "uplink_bytes": COUNT,
+    "refused_bytes": COUNT,
+    "downlink_bytes": COUNT,
     "realised_sparsity": SHARE_OR_NULL,
     "test_accuracy": SHARE_OR_NULL,
     "validation_accuracy": SHARE_OR_NULL,
@@ -47,6 +52,7 @@ SUMMARY = {
     "name": TEXT,
     "rounds": COUNT,
     "uplink_bytes": POSITIVE,
+    "downlink_bytes": COUNT,
     "updates": POSITIVE,
     "full_model_bytes": POSITIVE,
     "threads": COUNT,
@@ -57,6 +63,8 @@ SUMMARY_IF_THERE = {
     "test_accuracy": SHARE_OR_NULL,
     "best_test_accuracy": SHARE_OR_NULL,
     "validation_accuracy": SHARE_OR_NULL,
+    "refused_bytes": COUNT_OR_NULL,
+    "code": TEXTS,
     "data_sha256": TEXT,
     "flops_a_sample": FLOPS,
 }

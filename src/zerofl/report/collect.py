@@ -49,6 +49,14 @@ class Run(NamedTuple):
         points = [(record["round"], record[key]) for record in self.rounds if record.get(key) is not None]
         return [round for round, _ in points], [value for _, value in points]
 
+    def traffic(self) -> dict[int, int]:
+        """All bytes up and down until each round's end, refused payloads among them."""
+        sums, total = {}, 0
+        for record in self.rounds:
+            total += sum(record.get(key, 0) for key in ("uplink_bytes", "refused_bytes", "downlink_bytes"))
+            sums[record["round"]] = total
+        return sums
+
 
 class Measured(NamedTuple):
     """The mean over the seeds, and the sample deviation where there are several."""

@@ -5,7 +5,7 @@ Lines differ by colour, dashes and marker, so that they can be told apart in gre
 
 import io
 from collections.abc import Callable, Sequence
-from itertools import cycle, pairwise
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,16 +13,18 @@ import torch
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from zerofl.report.cells import Cell, Table
 from zerofl.report.collect import Collection, ReportRow, Run
 from zerofl.report.tables import METRICS, STRATEGIES, setting, strategy
 
+# Of Okabe and Ito, told apart by all eyes; more lines than these take theirs from a colour map.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*")
 MARKERS_A_LINE = 8
+MB = 1e6
 HEAT_MAP_WEIGHTS = 400  # rows of a heat map: so many weights of a layer, at even steps
 HEAT_MAP_LAYERS = slice(4, 10)  # Figure 3 shows layers 4 to 9
 MASK_RATIOS = 4  # from so many on, Figure 4 has a line
@@ -43,7 +45,8 @@ class Figure(NamedTuple):
 
 def figures(collection: Collection) -> list[Figure]:
     """All figures that can be made of these runs."""
-    makers: Sequence[Callable[[Collection], Figure | None]] = (accuracy, loss, by_mask_ratio, nonzero_ratios, overlaps)
+    makers: Sequence[Callable[[Collection], Figure | None]] = (accuracy, loss, accuracy_by_traffic, by_mask_ratio, nonzero_ratios, overlaps,
+                                                            overlaps_by_layer)  # fmt: skip
     found = [figure for make in makers if (figure := make(collection))]
     return found + [figure for row in collection.started if (figure := heat_maps(row))]
 
@@ -63,6 +66,21 @@ def loss(collection: Collection) -> Figure | None:
     return _over_rounds(collection, "train_loss", "Loss", "Training loss of the round's clients", 1.0)
 
 
+def accuracy_by_traffic(collection: Collection) -> Figure | None:
+    """Test accuracy against all bytes so far, up and down."""
+    if not any(run.traffic() for row in collection.started for run in row.runs):
+        return None
+    heading, label = "Accuracy against total communication", "Test accuracy (%)"
+    figure = _over_rounds(collection, "test_accuracy", heading, label, 100.0, by_traffic=True)
+    if figure is None:
+        return None
+    caption = (
+        "All bytes so far, up and down, refused payloads among them, on a logarithmic scale. The model goes down whole, "
+        "so where little goes up the downlink is most of it. With several seeds the line is their mean."
+    )
+    return figure._replace(caption=caption)
+
+
 def by_mask_ratio(collection: Collection) -> Figure | None:
     """Figure 4: accuracy against the mask ratio, a line for each strategy, sparsity, data set and way of dealing it.
 
@@ -80,13 +98,13 @@ def by_mask_ratio(collection: Collection) -> Figure | None:
     if not points:
         return None
     with rc_context(STYLE):
-        canvas = Canvas(figsize=(5, 3.4))
+        canvas = Canvas(figsize=(5, 3.8), layout="constrained")
         axes = canvas.subplots()
-        for ((name, sparsity, dataset, deal), values), look in zip(points.items(), _looks(1), strict=False):
+        for ((name, sparsity, dataset, deal), values), look in zip(points.items(), _looks(1, len(points)), strict=True):
             label = f"{STRATEGIES[name]}, {sparsity:.0%}, {dataset}, {deal}"
             axes.plot(*zip(*values, strict=True), label=label, **look)
         axes.set(xlabel="Mask ratio", ylabel=f"{METRICS[collection.metric].capitalize()} (%)")
-        axes.legend(fontsize=7)
+        _legend_below(axes)
         return Figure("Figure 4: accuracy against the mask ratio", "", _svg(canvas))
 
 
@@ -127,7 +145,8 @@ def overlaps(collection: Collection) -> Figure | None:
         canvas = Canvas(figsize=(6.4, 3.6), layout="constrained")
         axes = canvas.subplots()
         # A row without masks keeps its place, so that the others look here as in the curves of accuracy.
-        for row, look in zip(collection.started, cycle(_looks(len(rows[0].runs[0].rounds))), strict=False):
+        looks = _looks(len(rows[0].runs[0].rounds), len(collection.started))
+        for row, look in zip(collection.started, looks, strict=True):
             records = [record for record in row.runs[0].rounds if record.get("mask_overlap")]
             if not records:
                 continue
@@ -138,6 +157,31 @@ def overlaps(collection: Collection) -> Figure | None:
         canvas.legend(loc="outside right upper", fontsize=7)
         caption = "Of the positions that one client sends, the part that another sends too; the mean over the layers."
         return Figure("Overlap of the clients' masks", caption, _svg(canvas))
+
+
+def overlaps_by_layer(collection: Collection) -> Figure | None:
+    """The overlap of each sparse layer by its depth, the mean over the second half of the rounds (contribution 2)."""
+    with rc_context(STYLE):
+        canvas = Canvas(figsize=(6.4, 3.8), layout="constrained")
+        axes = canvas.subplots()
+        layers: list[str] = []
+        for row, look in zip(collection.started, _looks(MARKERS_A_LINE, len(collection.started)), strict=True):
+            records = [record["mask_overlap"] for record in row.runs[0].rounds if record.get("mask_overlap")]
+            if not records:
+                continue
+            late = records[len(records) // 2 :]
+            layers = list(late[0])
+            axes.plot([float(np.mean([record[layer] for record in late])) for layer in layers], label=row.name, **look)
+        if not layers:
+            return None
+        axes.set(ylabel="Shared by two clients", ylim=(0, 1.05))
+        axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=6)
+        canvas.legend(loc="outside right upper", fontsize=7)
+        caption = (
+            "The same for each sparse layer, from the first to the last, the mean over the second half of the rounds. "
+            "The paper says that the overlap decreases with depth."
+        )
+        return Figure("Overlap of the clients' masks by layer", caption, _svg(canvas))
 
 
 def heat_maps(row: ReportRow) -> Figure | None:
@@ -188,8 +232,13 @@ def persistence_table(collection: Collection) -> Table | None:
     return Table("Do the non-zero positions stay?", columns, rows, note)
 
 
-def _over_rounds(collection: Collection, key: str, heading: str, label: str, factor: float) -> Figure | None:
-    """Curves of a figure, a panel for each data set, sparsity and way of dealing; dense ones in all of them."""
+def _over_rounds(
+    collection: Collection, key: str, heading: str, label: str, factor: float, by_traffic: bool = False
+) -> Figure | None:
+    """Curves of a figure, a panel for each data set, sparsity and way of dealing; dense ones in all of them.
+
+    They run over the rounds, or with `by_traffic` over the bytes so far.
+    """
     rows = [row for row in collection.started if any(run.curve(key)[0] for run in row.runs)]
     if not rows:
         return None
@@ -211,24 +260,47 @@ def _over_rounds(collection: Collection, key: str, heading: str, label: str, fac
     with rc_context(STYLE):
         canvas, panels = _panels(len(groups))
         for axes, (panel, members) in zip(panels, groups.items(), strict=True):
-            for row, look in zip(members, cycle(_looks(len(members[0].runs[0].rounds))), strict=False):
-                _mean_curve(axes, row.runs, key, factor, row.name, look)
-            axes.set(title=f"{panel[0]}, {panel[1]:.0%} sparse" + (f", {panel[2]}" if len(panel) > 2 else ""))
-            _round_axis(axes)
-            axes.legend(fontsize=7)
+            for row, look in zip(members, _looks(len(members[0].runs[0].rounds), len(members)), strict=True):
+                _mean_curve(axes, row.runs, key, factor, row.name, look, by_traffic)
+            axes.set(title=_panel_title(panel, {strategy(row.experiment) == "dense" for row in members}))
+            if by_traffic:
+                axes.set(xlabel="MB up and down", xscale="log")
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+            else:
+                _round_axis(axes)
+            _legend_below(axes)
         panels[0].set_ylabel(label)
         return Figure(heading, SEEDS, _svg(canvas))
 
 
-def _mean_curve(axes: Axes, runs: list[Run], key: str, factor: float, label: str, look: dict[str, Any]) -> None:
+def _panel_title(panel: tuple[Any, ...], dense: set[bool]) -> str:
+    """`cifar10, NIID, 95% sparse and dense`: of the data, and which kinds of rows are in the panel."""
+    kinds = " and ".join([f"{panel[1]:.0%} sparse"] * (False in dense) + ["dense"] * (True in dense))
+    return ", ".join([panel[0], *panel[2:], kinds])
+
+
+def _mean_curve(
+    axes: Axes, runs: list[Run], key: str, factor: float, label: str, look: dict[str, Any], by_traffic: bool
+) -> None:
     curves = [dict(zip(*run.curve(key), strict=True)) for run in runs]
     rounds = sorted(set().union(*curves))
     values = [np.array([curve[round] for curve in curves if round in curve]) * factor for round in rounds]
     look = look | {"markevery": max(1, len(rounds) // MARKERS_A_LINE)}
-    axes.plot(rounds, [seeds.mean() for seeds in values], label=label, **look)
-    if len(runs) > 1:
+    places: list[float] = list(map(float, rounds))
+    if by_traffic:
+        traffic = [run.traffic() for run in runs]
+        places = [float(np.mean([sums[round] for sums in traffic if round in sums])) / MB for round in rounds]
+    axes.plot(places, [seeds.mean() for seeds in values], label=label, **look)
+    if len(runs) > 1 and not by_traffic:
         low, high = [seeds.min() for seeds in values], [seeds.max() for seeds in values]
         axes.fill_between(rounds, low, high, color=look["color"], alpha=0.15, lw=0)
+
+
+def _legend_below(axes: Axes) -> None:
+    """The legend under the panel, where it hides no curve."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7, frameon=False)
 
 
 def _round_axis(axes: Axes) -> None:
@@ -236,12 +308,13 @@ def _round_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
 
 
-def _looks(points: int) -> list[dict[str, Any]]:
-    """Colour, dashes and marker of each line; 8 and 7 are coprime, so 56 lines differ."""
+def _looks(points: int, lines: int) -> list[dict[str, Any]]:
+    """Colour, dashes and marker of each line; no two have the same colour."""
     every = max(1, points // MARKERS_A_LINE)
+    colours = COLOURS if lines <= len(COLOURS) else [colormaps["turbo"](place) for place in np.linspace(0, 0.95, lines)]
     return [
-        {"color": COLOURS[i % 8], "ls": DASHES[i % 7], "marker": MARKERS[i % 8], "ms": 4, "lw": 1.2, "markevery": every}
-        for i in range(56)
+        {"color": colours[i], "ls": DASHES[i % 7], "marker": MARKERS[i % 8], "ms": 4, "lw": 1.2, "markevery": every}
+        for i in range(lines)
     ]
 
 

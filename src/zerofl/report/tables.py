@@ -104,51 +104,101 @@ def row_table(collection: Collection) -> Table:
 
 
 def time_table(collection: Collection) -> Table:
-    """Local training: seconds for a thousand samples, against a dense row of the same model, and the arithmetic."""
-    seconds = {row.name: s for row in collection.started if (s := _seconds_a_thousand(row)) is not None}
+    """Local training: seconds for a thousand samples, against a dense row of the same model, and the arithmetic.
+
+    CPU seconds are compared where both rows have them, as other work on the machine does not count there.
+    """
+    seconds = {row.name: {key: _seconds_a_thousand(row, key) for key in CLOCKS} for row in collection.started}
     dense = {
         _trained(row.experiment): seconds[row.name]
         for row in reversed(collection.started)
-        if strategy(row.experiment) == "dense" and row.name in seconds
+        if strategy(row.experiment) == "dense"
     }
     rows: list[list[Cell]] = []
     for row in collection.started:
         flops = next((run.summary["flops_a_sample"] for run in row.runs if "flops_a_sample" in run.summary), None)
-        mine, of_dense = seconds.get(row.name), dense.get(_trained(row.experiment))
+        mine, of_dense = seconds[row.name], dense.get(_trained(row.experiment), {})
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(
             [
                 row.name,
-                f"{mine:.2f}" if mine is not None else "",
-                f"{of_dense / mine:.2f}x" if of_dense and mine else "",
+                *("" if mine[key] is None else f"{mine[key]:.2f}" for key in CLOCKS),
+                next(
+                    (
+                        f"{of_dense[key] / mine[key]:.2f}x{word}"
+                        for key, word in CLOCKS.items()
+                        if of_dense.get(key) and mine[key]
+                    ),
+                    "",
+                ),
                 f"{flops['dense'] / 1e6:.0f}" if flops else "",
                 f"{flops['sparse'] / 1e6:.0f}" if flops else "",
                 f"{sum(realised) / len(realised):.2%}" if realised else "",
             ]
         )
-    columns = ["Row", "s for 1,000 samples", "Dense / this", "MFLOP a sample, dense", "MFLOP a sample, sparse",
+    columns = ["Row", "CPU s for 1,000 samples", "Wall s for 1,000 samples", "Dense / this", "MFLOP a sample, dense", "MFLOP a sample, sparse",
                "Realised sparsity"]  # fmt: skip
     return Table(
         "Local training",
         columns,
         rows,
-        "Time on the clients as it was in these runs, all else on the machine included; zerofl bench step measures it "
-        "alone. The arithmetic is that of convolutions and linear layers, forward and backward.",
+        "Time on the clients in these runs. CPU seconds are those of all threads together. Wall seconds count whatever "
+        "else the machine did: a ratio marked (wall), of rows recorded without CPU seconds or on a GPU, compares only if "
+        "nothing ran beside them. zerofl bench step measures a step alone. The arithmetic is that of convolutions and "
+        "linear layers, forward and backward.",
     )
 
 
 def _trained(experiment: Experiment) -> tuple[object, ...]:
     """What has to be the same for times to be compared."""
     e = experiment
-    return e.dataset, e.model, e.width, e.batch_size, e.threads, e.device
+    return e.dataset, e.model, e.width, e.batch_size, e.threads, e.device, e.precision
 
 
-def _seconds_a_thousand(row: ReportRow) -> float | None:
-    records = [
-        record for run in row.runs for record in run.rounds if record.get("train_seconds") and "examples" in record
-    ]
+CLOCKS = {"train_cpu_seconds": "", "train_seconds": " (wall)"}
+"""The records' seconds of training, the better measure first, with what stands behind a ratio of them."""
+
+
+def _seconds_a_thousand(row: ReportRow, key: str) -> float | None:
+    """Of one of CLOCKS; None where a round has it not, or where the CPU is not what trains."""
+    if key == "train_cpu_seconds" and row.experiment.device != "cpu":
+        return None
+    records = [record for run in row.runs for record in run.rounds]
+    if not records or not all(record.get(key) and "examples" in record for record in records):
+        return None
     examples = sum(record["examples"] for record in records) * row.experiment.epochs
-    return 1000 * sum(record["train_seconds"] for record in records) / examples if examples else None
+    return float(1000 * sum(record[key] for record in records) / examples) if examples else None
+
+
+def traffic_table(collection: Collection) -> Table | None:
+    """What went up and down in each finished row, the mean over its seeds; None without a finished row."""
+    rows: list[list[Cell]] = []
+    for row in collection.started:
+        if not row.finished:
+            continue
+        up, down = (row.measured(key) for key in ("uplink_bytes", "downlink_bytes"))
+        both = [s["uplink_bytes"] + s["downlink_bytes"] for s in (run.summary for run in row.finished)]
+        full = sum(s["full_model_bytes"] * s["updates"] for s in (run.summary for run in row.finished))
+        refused = row.measured("refused_bytes")
+        rows.append(
+            [
+                row.name,
+                up.text(1, 1e-6) if up else "",
+                down.text(1, 1e-6) if down else "",
+                f"{sum(both) / len(both) / 1e6:.1f}",
+                refused.text(1, 1e-6) if refused else "",
+                f"{2 * full / sum(both):.1f}x",
+            ]
+        )
+    if not rows:
+        return None
+    columns = ["Row", "Uplink MB", "Downlink MB", "Both MB", "Refused MB", "Savings, both ways"]
+    note = (
+        "MB of 10^6 bytes of the whole run, the mean over the finished seeds. The model goes down to every client of a "
+        "round, losslessly coded, and once more where clients validate. Savings, both ways, are against the model's "
+        "numbers as they are, up and down once for each update. Refused are payloads that were no update."
+    )
+    return Table("Total communication", columns, rows, note)
 
 
 def settings_table(collection: Collection) -> Table:
@@ -166,20 +216,27 @@ def settings_table(collection: Collection) -> Table:
 
 def origin_table(collection: Collection) -> Table:
     """Where the figures come from: machine, versions, threads, data."""
-    origins: dict[tuple[str, str, str, str], list[str]] = {}
+    origins: dict[tuple[str, str, str, str, str], list[str]] = {}
     for row in collection.rows:
         for run in row.runs:
             if s := run.summary:
                 versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
-                key = (s["machine"], str(s["threads"]), versions, s.get("data_sha256", ""))
+                code = ", ".join(s["code"].values()) if "code" in s else "not recorded"
+                key = (s["machine"], str(s["threads"]), versions, code, s.get("data_sha256", ""))
                 origins.setdefault(key, []).append(run.experiment.name)
     rows: list[list[Cell]] = [[*key, ", ".join(names)] for key, names in origins.items()]
-    return Table("Machine, versions and data", ["Machine", "Threads", "Versions", "Data SHA-256", "Runs"], rows)
+    return Table("Machine, versions and data", ["Machine", "Threads", "Versions", "Code", "Data SHA-256", "Runs"], rows)
 
 
 def tables(collection: Collection) -> list[Table]:
     """All of a folder's tables, the most important first."""
-    found = [paper_table(collection), row_table(collection), time_table(collection), settings_table(collection)]
+    found = [
+        paper_table(collection),
+        row_table(collection),
+        traffic_table(collection),
+        time_table(collection),
+        settings_table(collection),
+    ]
     return [table for table in [*found, origin_table(collection)] if table is not None]
 
 
