@@ -84,7 +84,8 @@ def write_sweep(directory: Path, text: str = SWEEP, unfinished: str = "") -> Pat
 def record_of(row: str, seed: int, round: int, uplink: str) -> dict[str, Any]:
     return {
         "round": round, "train_loss": 2.0 / round, "test_accuracy": accuracy(row, seed, round), "examples": 4000,
-        "train_seconds": SECONDS.get(row, 1.0), "train_cpu_seconds": 1.5 * SECONDS.get(row, 1.0), "realised_sparsity": 0.95,
+        "train_seconds": SECONDS.get(row, 1.0), "train_cpu_seconds": 1.5 * SECONDS.get(row, 1.0),
+        "realised_sparsity": 0.95,
         "uplink_bytes": 10 * UPLINK_BYTES.get(row, 10_000_000), "refused_bytes": 1_000, "downlink_bytes": 300_000_000,
         "nonzero_ratio": dict.fromkeys(LAYERS, 0.2),
         "mask_overlap": {} if uplink == "full" else dict.fromkeys(LAYERS, 0.7),

@@ -37,9 +37,9 @@ from zerofl.uplink import UPLINKS
 from zerofl.wire import VALUES, encode_state, schema_of
 
 FIELDS = {
-    "round", "lr", "clients", "examples", "failures", "train_loss", "train_seconds", "train_cpu_seconds", "realised_sparsity",
-    "test_loss", "test_accuracy", "validation_accuracy", "uplink_bytes", "refused_bytes", "downlink_bytes", "nonzero_ratio",
-    "mask_overlap", "seconds",
+    "round", "lr", "clients", "examples", "failures", "train_loss", "train_seconds", "train_cpu_seconds",
+    "realised_sparsity", "test_loss", "test_accuracy", "validation_accuracy", "uplink_bytes", "refused_bytes",
+    "downlink_bytes", "nonzero_ratio", "mask_overlap", "seconds",
 }  # fmt: skip
 
 

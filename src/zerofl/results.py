@@ -248,7 +248,7 @@ def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:
 
 
 def savings(full_model_bytes: int, updates: int, uplink_bytes: int) -> float:
-    """The paper's measure with measured bytes: what the updates would take with the full model sent, over what they took.
+    """The paper's measure with measured bytes: what the updates would take as full models, over what they took.
 
     `full_model_bytes` is the model's size as its numbers are; `uplink_bytes` the length of the `updates` that were
     used.

@@ -309,13 +309,9 @@ def _client_record(round: int, client: int, metrics: Record, uplink_bytes: int) 
 CLIENT_FIGURES = ("train_loss", "train_seconds", "train_cpu_seconds", "realised_sparsity")
 
 # What a client reports beside its update is as little to be trusted: a figure above these, or below 0, is none.
-_LARGEST = {
-    "train_loss": 1e9,
-    "train_seconds": 1e9,
-    "train_cpu_seconds": 1e9,
-    "realised_sparsity": 1.0,
-    "accuracy": 1.0,
-}
+_LARGEST = dict.fromkeys(("train_loss", "train_seconds", "train_cpu_seconds"), 1e9) | dict.fromkeys(
+    ("realised_sparsity", "accuracy"), 1.0
+)
 
 
 def _figure(metrics: Record, key: str) -> float | None:

@@ -45,8 +45,15 @@ class Figure(NamedTuple):
 
 def figures(collection: Collection) -> list[Figure]:
     """All figures that can be made of these runs."""
-    makers: Sequence[Callable[[Collection], Figure | None]] = (accuracy, loss, accuracy_by_traffic, by_mask_ratio, nonzero_ratios, overlaps,
-                                                            overlaps_by_layer)  # fmt: skip
+    makers: Sequence[Callable[[Collection], Figure | None]] = (
+        accuracy,
+        loss,
+        accuracy_by_traffic,
+        by_mask_ratio,
+        nonzero_ratios,
+        overlaps,
+        overlaps_by_layer,
+    )
     found = [figure for make in makers if (figure := make(collection))]
     return found + [figure for row in collection.started if (figure := heat_maps(row))]
 
@@ -75,8 +82,8 @@ def accuracy_by_traffic(collection: Collection) -> Figure | None:
     if figure is None:
         return None
     caption = (
-        "All bytes so far, up and down, refused payloads among them, on a logarithmic scale. The model goes down whole, "
-        "so where little goes up the downlink is most of it. With several seeds the line is their mean."
+        "All bytes so far, up and down, on a logarithmic scale. The whole model goes down, so where little goes up the "
+        "downlink is most of it. With several seeds the line is their mean."
     )
     return figure._replace(caption=caption)
 

@@ -117,36 +117,43 @@ def time_table(collection: Collection) -> Table:
     rows: list[list[Cell]] = []
     for row in collection.started:
         flops = next((run.summary["flops_a_sample"] for run in row.runs if "flops_a_sample" in run.summary), None)
-        mine, of_dense = seconds[row.name], dense.get(_trained(row.experiment), {})
+        mine = seconds[row.name]
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(
             [
                 row.name,
-                *("" if mine[key] is None else f"{mine[key]:.2f}" for key in CLOCKS),
-                next(
-                    (
-                        f"{of_dense[key] / mine[key]:.2f}x{word}"
-                        for key, word in CLOCKS.items()
-                        if of_dense.get(key) and mine[key]
-                    ),
-                    "",
-                ),
+                *("" if (value := mine[key]) is None else f"{value:.2f}" for key in CLOCKS),
+                _ratio(dense.get(_trained(row.experiment), {}), mine),
                 f"{flops['dense'] / 1e6:.0f}" if flops else "",
                 f"{flops['sparse'] / 1e6:.0f}" if flops else "",
                 f"{sum(realised) / len(realised):.2%}" if realised else "",
             ]
         )
-    columns = ["Row", "CPU s for 1,000 samples", "Wall s for 1,000 samples", "Dense / this", "MFLOP a sample, dense", "MFLOP a sample, sparse",
-               "Realised sparsity"]  # fmt: skip
-    return Table(
-        "Local training",
-        columns,
-        rows,
+    columns = [
+        "Row",
+        "CPU s for 1,000 samples",
+        "Wall s for 1,000 samples",
+        "Dense / this",
+        "MFLOP a sample, dense",
+        "MFLOP a sample, sparse",
+        "Realised sparsity",
+    ]
+    note = (
         "Time on the clients in these runs. CPU seconds are those of all threads together. Wall seconds count whatever "
-        "else the machine did: a ratio marked (wall), of rows recorded without CPU seconds or on a GPU, compares only if "
-        "nothing ran beside them. zerofl bench step measures a step alone. The arithmetic is that of convolutions and "
-        "linear layers, forward and backward.",
+        "else the machine did: a ratio marked (wall), of rows recorded without CPU seconds or on a GPU, compares only "
+        "if nothing ran beside them. zerofl bench step measures a step alone. The arithmetic is that of convolutions "
+        "and linear layers, forward and backward."
     )
+    return Table("Local training", columns, rows, note)
+
+
+def _ratio(dense: dict[str, float | None], mine: dict[str, float | None]) -> str:
+    """How many times as long the dense row takes, by the best of CLOCKS that both have."""
+    for key, word in CLOCKS.items():
+        of_dense, of_mine = dense.get(key), mine[key]
+        if of_dense and of_mine:
+            return f"{of_dense / of_mine:.2f}x{word}"
+    return ""
 
 
 def _trained(experiment: Experiment) -> tuple[object, ...]:
