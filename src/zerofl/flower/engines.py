@@ -1,13 +1,11 @@
 """What carries the messages between the same two apps: this process itself, or Ray."""
 
 import importlib.util
-import logging
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import count
 
 import torch
@@ -40,7 +38,7 @@ class InProcessGrid(Grid):
     """
 
     def __init__(self, client_app: ClientApp, clients: int, run_config: UserConfig | None = None) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 0
+        set_identity()
         self._client_app = client_app
         self._clients = clients
         self._run_config = run_config or {}
@@ -72,9 +70,8 @@ class InProcessGrid(Grid):
         """Deliver messages; each is answered before the next one is delivered."""
         message_ids = []
         for message in messages:
-            message_id = str(next(self._message_ids))
-            message.metadata.__dict__["_message_id"] = message_id
-            self._replies[message_id] = self._answer(message)
+            message_id = self._label(message)
+            self._replies[message_id] = answer(self._client_app, message, self._context(message.metadata.dst_node_id))
             message_ids.append(message_id)
         return message_ids
 
@@ -86,18 +83,39 @@ class InProcessGrid(Grid):
         """Deliver messages and return the replies, in the messages' order."""
         return self.pull_messages(self.push_messages(messages))
 
-    def _answer(self, message: Message) -> Message:
-        node_id = message.metadata.dst_node_id
+    def _label(self, message: Message) -> str:
+        """Give a message its id, which is returned."""
+        message_id = str(next(self._message_ids))
+        message.metadata.__dict__["_message_id"] = message_id
+        return message_id
+
+    def _context(self, node_id: int) -> Context:
+        """A node's context, made when it is first asked for."""
         if node_id not in self._contexts:
             config: UserConfig = {"partition-id": node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
             self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), self._run_config)
-        try:
-            reply = self._client_app(message, self._contexts[node_id])
-            if not isinstance(reply, Message):
-                raise TypeError(f"the client app returned {type(reply).__name__}, expected a Message")
-            return reply
-        except Exception as error:  # as every engine of Flower does: a client's failure is an answer
-            return Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
+        return self._contexts[node_id]
+
+
+def answer(client_app: ClientApp, message: Message, context: Context) -> Message:
+    """The client app's reply; its failure is an answer too, as on every engine of Flower."""
+    try:
+        reply = client_app(message, context)
+        if not isinstance(reply, Message):
+            raise TypeError(f"the client app returned {type(reply).__name__}, expected a Message")
+        return reply
+    except Exception as error:
+        return Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def set_identity() -> None:
+    """Set the ids without which this process cannot make a Message."""
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 0
+
+
+def server_context() -> Context:
+    """The server app's context."""
+    return Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), {})
 
 
 def check_engine(engine: str, experiment: Experiment) -> None:
@@ -119,7 +137,7 @@ def check_engine(engine: str, experiment: Experiment) -> None:
         raise EngineError(f"the engine ray needs Ray, which is not installed: {install_hint('ray')}")
     if e.ray_address:
         _check_address(e.ray_address)
-    elif (cpus := _client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
+    elif (cpus := client_resources(e)["num_cpus"]) > (cores := os.cpu_count() or 1):
         raise EngineError(
             f"threads = {e.threads}, client_cpus = {e.client_cpus:g}: each client on Ray takes {cpus:g} cores, and "
             f"this machine has {cores}"
@@ -136,7 +154,7 @@ def check_engine(engine: str, experiment: Experiment) -> None:
 def run_in_process(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
     """Run both apps in this process."""
     grid = InProcessGrid(client_app, experiment.clients)
-    server_app(grid, Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), {}))
+    server_app(grid, server_context())
 
 
 def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
@@ -146,17 +164,9 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experim
         EngineError: as `check_engine`; or the cluster is not there, or has no room for a client.
     """
     check_engine("ray", experiment)
-    from flwr.simulation import run_simulation
+    from zerofl.flower import on_ray  # only now: Ray need not be installed
 
-    resources = _client_resources(experiment)
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    with _ray(experiment.ray_address, resources):
-        run_simulation(
-            server_app,
-            client_app,
-            num_supernodes=experiment.clients,
-            backend_config={"client_resources": resources},  # type: ignore[dict-item]
-        )
+    on_ray.run(server_app, client_app, experiment)
 
 
 def _check_address(address: str) -> None:
@@ -177,32 +187,9 @@ def _check_address(address: str) -> None:
         raise EngineError(f"ray_address = {address!r}: something answers there, but it is no Ray cluster in health")
 
 
-def _client_resources(experiment: Experiment) -> dict[str, float]:
+def client_resources(experiment: Experiment) -> dict[str, float]:
+    """The cores and GPUs that Ray keeps for a client."""
     return {"num_cpus": experiment.client_cpus or experiment.threads, "num_gpus": experiment.client_gpus}
-
-
-@contextmanager
-def _ray(address: str, resources: dict[str, float]) -> Iterator[None]:
-    """Ray, started here or joined at an address; Flower uses the one that is there.
-
-    Flower would wait for ever for a worker where none has room, so this is looked at first.
-    """
-    import ray
-
-    settings = {"address": address} if address else {"include_dashboard": False}
-    ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-        wanted = {"CPU": resources["num_cpus"], "GPU": resources["num_gpus"]}
-        if not any(all(node.get(kind, 0) >= amount for kind, amount in wanted.items()) for node in nodes):
-            have = ", ".join(f"{node.get('CPU', 0):g} and {node.get('GPU', 0):g}" for node in nodes)
-            raise EngineError(
-                f"a client takes {wanted['CPU']:g} cores and {wanted['GPU']:g} GPUs, and no machine of the cluster has "
-                f"so many (cores and GPUs: {have}); lower client_cpus, threads or client_gpus"
-            )
-        yield
-    finally:
-        ray.shutdown()
 
 
 ENGINES: dict[str, Engine] = {"in-process": run_in_process, "ray": run_on_ray}
