@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from zerofl import native
 from zerofl.experiment import Experiment, ExperimentError, differing_keys, make_experiment
 from zerofl.origin import origin
+from zerofl.temporary import folder_beside
 from zerofl.uplink import State
 
 EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
@@ -98,9 +100,8 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
         ResultsError: the checkpoint is damaged, or rounds or updates before it have lost their lines.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    _remove_halves(directory)
     write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
-    for left in directory.rglob(".tmp*"):  # half a file, of a process that was killed while safetensors wrote it
-        left.unlink()
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
     done = checkpoint.round if checkpoint else 0
     kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}
@@ -110,6 +111,15 @@ def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
         if (directory / file).exists():
             write_atomically(directory / file, b"".join(lines))
     return checkpoint
+
+
+def _remove_halves(directory: Path) -> None:
+    """Remove what killed processes left half written. Nobody else writes here: see `locked`."""
+    for left in [path for name in ("*.tmp", ".tmp*") for path in directory.rglob(name)]:  # .tmp*: safetensors' own
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -327,20 +337,16 @@ def _save_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when it is on the disk whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.unlink(missing_ok=True)  # that of a killed process
+    """A file to write, which takes the place of `path` when it is on the disk whole."""
+    with folder_beside(path) as own:
+        temporary = own / "new"
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask wants it: safetensors' own files are for nobody else to read
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-    except OSError:  # a full disk gets back what was half written
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
+        os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
