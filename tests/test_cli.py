@@ -71,6 +71,12 @@ def test_two_processes_do_not_run_into_one_folder(
     assert (out / "sparse" / "summary.json").exists()
 
 
+def test_a_run_that_is_named_twice_is_run_once(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", file, "--only", "full", "--only", "full", "--set", "rounds=1", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("│ full") == 1
+
+
 def test_the_default_folder_is_runs_and_the_files_name(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,6 @@ from zerofl.extras import install_hint
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
     ROUNDS,
-    SWEEP,
     ResultsError,
     check_run,
     is_finished,
@@ -38,7 +37,7 @@ from zerofl.results import (
     write_atomically,
 )
 from zerofl.room import check_room
-from zerofl.sweep import find_sweep, read_sweep
+from zerofl.sweep import find_sweep, keep_sweep, read_sweep
 from zerofl.tensorboard import RoundEvents
 from zerofl.train import check_fits
 
@@ -273,6 +272,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         if name not in named:
             raise ExperimentError(f"--only {name}: no such run; the runs are {', '.join(experiments)}")
     chosen = [e for name in options.only for e in named[name]] if options.only else list(experiments.values())
+    chosen = list(dict.fromkeys(chosen))  # each once, whatever --only says
     out: Path = options.out or Path("runs") / file.stem
     # Before anything is computed: is every data set there and fit for its run, and every folder free or resumable?
     for experiment in chosen:
@@ -292,7 +292,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         return 2
     check_room(out, [experiment for experiment in chosen if not is_finished(out / experiment.name)])
     signal.signal(signal.SIGTERM, _interrupt)
-    write_atomically(out / SWEEP, file.read_bytes())  # for the report: the rows, and the paper's figures
+    keep_sweep(out, file, sweep)
     failed = []
     for experiment in chosen:
         directory = out / experiment.name
