@@ -1,9 +1,11 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from zerofl import native
 from zerofl.cli import main
 from zerofl.results import locked, read_lines, read_summary
 
@@ -144,3 +146,36 @@ def test_tensorboard_gets_every_round(file: str, tmp_path: Path) -> None:
         recorded = [(record["round"], record[key]) for record in read_lines(folder / "rounds.jsonl")]
         assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(key)] == recorded
     assert any(tag.startswith("nonzero_ratio/layer1") for tag in events.Tags()["scalars"])
+
+
+@pytest.mark.skipif(native.UNAVAILABLE is not None, reason="no kernels")
+def test_an_instruction_set_that_is_not_there_is_told_where_the_kernels_are_used(file: str, tmp_path: Path) -> None:
+    code = """if True:
+        import sys, torch, zerofl, zerofl.cli
+        layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        zerofl.sparsify_(layer, 0.5, layers=["0"])
+        try:
+            layer(torch.ones(1, 8))
+        except ValueError as error:
+            print(error)
+        sys.exit(zerofl.cli.main(sys.argv[1:]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", file, "--out", str(tmp_path / "out")],
+        env=os.environ | {"ZEROFL_ISA": "foo"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    message = "ZEROFL_ISA=foo: expected one that this processor has: baseline"
+    assert done.stdout.startswith(message)
+    assert done.stderr.splitlines()[-1].startswith(f"zerofl: {message}")
+    assert done.returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(native.UNAVAILABLE is not None, reason="no kernels")
+def test_refused_kernels_are_told_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "REFUSED", "ZEROFL_ISA=foo: expected another")
+    monkeypatch.setattr(native, "_native", native._Refused())
+    assert main(["bench", "uplink"]) == 2
+    assert capsys.readouterr().err.endswith("\nzerofl: ZEROFL_ISA=foo: expected another\n")

@@ -24,6 +24,7 @@ from zerofl.data.fetch import HUB, fetch
 from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
 from zerofl.experiment import ExperimentError, parse_setting
 from zerofl.extras import install_hint
+from zerofl.native import KernelsError
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
     ROUNDS,
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
         status: int = options.command(options, console, errors)
-    except (ExperimentError, DatasetError, ResultsError, BenchError, OSError) as error:
+    except (ExperimentError, DatasetError, ResultsError, BenchError, KernelsError, OSError) as error:
         errors.print(f"zerofl: {error}", markup=False, highlight=False)
         return 2
     return status
