@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
                 if is_finished(directory):
                     console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
                     continue
-                checkpoint = open_run(directory, experiment)
+                checkpoint = open_run(directory, experiment, partial(_note, console, experiment.name))
                 earlier = read_lines(directory / ROUNDS)
                 with contextlib.ExitStack() as shown:
                     watchers: list[Callable[[dict[str, Any]], None]] = [
@@ -344,6 +345,10 @@ def _each(watchers: Sequence[Callable[[dict[str, Any]], None]]) -> Callable[[dic
             watcher(record)
 
     return watch
+
+
+def _note(console: Console, name: str, line: str) -> None:
+    console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _interrupt(signum: int, frame: object) -> None:
