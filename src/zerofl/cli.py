@@ -38,19 +38,19 @@ from zerofl.results import (
     read_summary,
     write_atomically,
 )
-from zerofl.room import check_room
+from zerofl.room import check_room, fix_of
 from zerofl.sweep import find_sweep, keep_sweep, read_sweep
 from zerofl.tensorboard import RoundEvents
 from zerofl.train import check_fits
 
-INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses for Ctrl-C and for SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
     0 is done; 1 a run failed, or the data set is not the complete published one; 2 it could not be started, or the data
-    set not be read.
+    set not be read; 130 or 143 it was interrupted, by Ctrl-C or by SIGTERM.
     """
     options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
@@ -314,13 +314,13 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
                         watchers.append(shown.enter_context(RoundEvents(directory, len(earlier) + 1)))
                     app = server_app(experiment, directory, checkpoint, _each(watchers))
                     ENGINES[options.engine](app, client_app, experiment)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
-            return INTERRUPTED
+            return TERMINATED if isinstance(stopped, _Terminated) else INTERRUPTED
         except OSError as error:  # a full disk stops the other runs too
             raise ResultsError(
-                f"{experiment.name}: {directory}: {error}; rounds that are whole are safe there. Make room, then go on "
-                f"with: {_resume_command(options)}"
+                f"{experiment.name}: {directory}: {error}; rounds that are whole are safe there. {fix_of(error)}, then "
+                f"go on with: {_resume_command(options)}"
             ) from error
         except Exception as error:
             if not isinstance(error, (RoundError, EngineError, ResultsError)):
@@ -351,8 +351,12 @@ def _note(console: Console, name: str, line: str) -> None:
     console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a run as Ctrl-C does."""
+
+
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def _resume_command(options: argparse.Namespace) -> str:

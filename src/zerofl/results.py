@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tomllib
 from collections import Counter
@@ -387,7 +388,10 @@ def _save_tensors(path: Path, tensors: State, metadata: Mapping[str, str] = Mapp
         try:
             safetensors.torch.save_file(tensors, temporary, {**metadata, "sha256": _checksum(tensors, metadata)})
         except SafetensorError as error:  # which is how it reports a full disk
-            raise OSError(str(error)) from error
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise OSError(f"{path}: {error}") from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _load_tensors(path: Path, expected: str) -> tuple[State, dict[str, str]]:
