@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.running import run_until
 from zerofl import native
 from zerofl.cli import main
-from zerofl.results import locked, read_lines, read_summary
+from zerofl.results import CHECKPOINT, load_checkpoint, locked, read_lines, read_summary, save_checkpoint
+from zerofl.sweep import read_sweep
 
 
 @pytest.fixture
@@ -60,6 +62,15 @@ def test_finished_runs_are_skipped_on_resume_and_kept_otherwise(
     assert main([*arguments, "--resume"]) == 0
     assert "sparse: finished before" in capsys.readouterr().out
     assert (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text() == before
+
+
+def test_going_on_with_other_code_is_told(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "out" / "full"
+    run_until(read_sweep(Path(file)).experiments()["full"], directory, 1)
+    checkpoint = load_checkpoint(directory / CHECKPOINT)
+    save_checkpoint(directory / CHECKPOINT, checkpoint._replace(sources_sha256=("f" * 64,)))
+    assert main(["run", file, "--only", "full", "--out", str(tmp_path / "out"), "--resume"]) == 0
+    assert "\nfull: round 1 was made by other code: its sources have SHA-256 ffff" in f"\n{capsys.readouterr().out}"
 
 
 def test_two_processes_do_not_run_into_one_folder(

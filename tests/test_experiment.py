@@ -93,6 +93,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ({"server_optimizer": "sgd"}, "server_optimizer = 'sgd': expected one of fedadam, fedavg"),
         ({"initialization": "zero"}, "initialization = 'zero': expected one of he, pytorch, sparse_he"),
         ({"name": "../a"}, r"name = '\.\./a': expected letters"),
+        ({"name": 256 * "a"}, r"name = 'a{256}': expected letters, .* up to 255"),
         (
             {"uplink_values": "int8", "uplink_positions": "csr"},
             "uplink_values = 'int8': expected float32 with uplink_positions = 'csr'",

@@ -141,9 +141,9 @@ class Experiment:
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
         self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
         self._expect("device", bool(re.fullmatch(r"cpu|cuda(:\d+)?", self.device)), "cpu, cuda, or cuda:1 and so on")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", self.name):
             raise ExperimentError(
-                f"name = {self.name!r}: expected letters, digits, '.', '_' and '-': it names a folder"
+                f"name = {self.name!r}: expected letters, digits, '.', '_' and '-', up to 255: it names a folder"
             )
         for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
             self._expect(key, getattr(self, key) >= 1, "1 or more")
