@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from flwr.clientapp import ClientApp
 
 from zerofl.experiment import Experiment
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import ENGINES
+from zerofl.flower.engines import ENGINES, run_in_process
 from zerofl.flower.server_app import server_app
 from zerofl.results import open_run, read_lines
 
@@ -24,6 +25,17 @@ def run(experiment: Experiment, directory: Path, client: ClientApp = client_app,
     app = server_app(experiment, directory, open_run(directory, experiment), on_round=lambda record: None)
     ENGINES[engine](app, client, experiment)
     return directory
+
+
+def run_until(experiment: Experiment, directory: Path, round: int) -> None:
+    """Start a run or go on with it, and interrupt it after a round."""
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["round"] == round:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_in_process(server_app(experiment, directory, open_run(directory, experiment), stop), client_app, experiment)
 
 
 def model_bytes(directory: Path) -> bytes:

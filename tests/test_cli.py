@@ -1,11 +1,15 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.running import run_until
+from zerofl import native
 from zerofl.cli import main
-from zerofl.results import locked, read_lines, read_summary
+from zerofl.results import CHECKPOINT, load_checkpoint, locked, read_lines, read_summary, save_checkpoint
+from zerofl.sweep import read_sweep
 
 
 @pytest.fixture
@@ -60,6 +64,15 @@ def test_finished_runs_are_skipped_on_resume_and_kept_otherwise(
     assert (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text() == before
 
 
+def test_going_on_with_other_code_is_told(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "out" / "full"
+    run_until(read_sweep(Path(file)).experiments()["full"], directory, 1)
+    checkpoint = load_checkpoint(directory / CHECKPOINT)
+    save_checkpoint(directory / CHECKPOINT, checkpoint._replace(sources_sha256=("f" * 64,)))
+    assert main(["run", file, "--only", "full", "--out", str(tmp_path / "out"), "--resume"]) == 0
+    assert "\nfull: round 1 was made by other code: its sources have SHA-256 ffff" in f"\n{capsys.readouterr().out}"
+
+
 def test_two_processes_do_not_run_into_one_folder(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +82,12 @@ def test_two_processes_do_not_run_into_one_folder(
     assert f"full: {out / 'full'} is in use by another process" in capsys.readouterr().err
     assert not (out / "full" / "rounds.jsonl").exists()
     assert (out / "sparse" / "summary.json").exists()
+
+
+def test_a_run_that_is_named_twice_is_run_once(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", file, "--only", "full", "--only", "full", "--set", "rounds=1", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count("│ full") == 1
 
 
 def test_the_default_folder_is_runs_and_the_files_name(
@@ -138,3 +157,36 @@ def test_tensorboard_gets_every_round(file: str, tmp_path: Path) -> None:
         recorded = [(record["round"], record[key]) for record in read_lines(folder / "rounds.jsonl")]
         assert [(e.step, pytest.approx(e.value)) for e in events.Scalars(key)] == recorded
     assert any(tag.startswith("nonzero_ratio/layer1") for tag in events.Tags()["scalars"])
+
+
+@pytest.mark.skipif(native.UNAVAILABLE is not None, reason="no kernels")
+def test_an_instruction_set_that_is_not_there_is_told_where_the_kernels_are_used(file: str, tmp_path: Path) -> None:
+    code = """if True:
+        import sys, torch, zerofl, zerofl.cli
+        layer = torch.nn.Sequential(torch.nn.Linear(8, 8))
+        zerofl.sparsify_(layer, 0.5, layers=["0"])
+        try:
+            layer(torch.ones(1, 8))
+        except ValueError as error:
+            print(error)
+        sys.exit(zerofl.cli.main(sys.argv[1:]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", file, "--out", str(tmp_path / "out")],
+        env=os.environ | {"ZEROFL_ISA": "foo"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    message = "ZEROFL_ISA=foo: expected one that this processor has: baseline"
+    assert done.stdout.startswith(message)
+    assert done.stderr.splitlines()[-1].startswith(f"zerofl: {message}")
+    assert done.returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(native.UNAVAILABLE is not None, reason="no kernels")
+def test_refused_kernels_are_told_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "REFUSED", "ZEROFL_ISA=foo: expected another")
+    monkeypatch.setattr(native, "_native", native._Refused())
+    assert main(["bench", "uplink"]) == 2
+    assert capsys.readouterr().err.endswith("\nzerofl: ZEROFL_ISA=foo: expected another\n")

@@ -71,6 +71,9 @@ def test_every_preset_is_valid_and_opens_with_its_command(preset: str) -> None:
         ('[other]\n[[run]]\nname = "a"', r"expected \[base\], \[\[run\]\], seeds and metric only, found other"),
         ("run = [1, 2]", r"expected tables \[\[run\]\], found run = \[1, 2\]"),
         ("[base", r"not valid TOML"),
+        ("[base]\naugment = True", r"\(at line 2, column 11\); TOML writes true and false, and texts in quotes$"),
+        ('[run]\nname = "a"', r"\[run\] is one table, expected a list of them: write \[\[run\]\], also for one run"),
+        ('[[base]]\n[[run]]\nname = "a"', r"\[\[base\]\] is a list of tables, expected one: write \[base\]"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -90,6 +93,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ({"server_optimizer": "sgd"}, "server_optimizer = 'sgd': expected one of fedadam, fedavg"),
         ({"initialization": "zero"}, "initialization = 'zero': expected one of he, pytorch, sparse_he"),
         ({"name": "../a"}, r"name = '\.\./a': expected letters"),
+        ({"name": 256 * "a"}, r"name = 'a{256}': expected letters, .* up to 255"),
         (
             {"uplink_values": "int8", "uplink_positions": "csr"},
             "uplink_values = 'int8': expected float32 with uplink_positions = 'csr'",
@@ -122,6 +126,10 @@ def test_a_bad_value_is_named(values: dict[str, object], message: str) -> None:
         ("root=/some/where=else", ("root", "/some/where=else")),
         ("root=5", ("root", "5")),
         ("augment=true", ("augment", True)),
+        ('uplink="full"', ("uplink", "full")),  # as in a file
+        ("uplink='full'", ("uplink", "full")),
+        ('root="', ("root", '"')),
+        ('root="a" and "b"', ("root", '"a" and "b"')),
     ],
 )
 def test_settings_from_the_command_line(setting: str, expected: tuple[str, object]) -> None:
@@ -136,6 +144,10 @@ def test_settings_from_the_command_line(setting: str, expected: tuple[str, objec
         ("rounds=5\nx=1", r"rounds = '5\\nx=1': expected int, got str"),
         ("rounds=5.5", "rounds = 5.5: expected int, got float"),
         ("round=5", r"unknown key 'round'; did you mean rounds\?"),
+        ("augment=True", r"augment = 'True': expected true or false, got str"),
+        ("augment=0", r"augment = 0: expected true or false, got int"),
+        ('augment="true"', r"augment = 'true': expected true or false, got str"),
+        ("activation_sparsity=None", r"'None': expected float, got str; leave the key out for its default"),
     ],
 )
 def test_a_bad_setting_is_named(setting: str, message: str) -> None:

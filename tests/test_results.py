@@ -1,20 +1,36 @@
 import json
+import math
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from tests.running import experiment_of, run
+from tests.running import experiment_of, run, run_until
 from zerofl import native, results
 from zerofl.data import dataset_checksum, load_dataset
 from zerofl.experiment import Experiment
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import InProcessGrid
 from zerofl.flower.server_app import serve
-from zerofl.results import Checkpoint, ResultsError, check_run, load_checkpoint, open_run, save_checkpoint, save_round
+from zerofl.origin import code
+from zerofl.results import (
+    CHECKPOINT,
+    EXPERIMENT,
+    UNKNOWN,
+    Checkpoint,
+    ResultsError,
+    check_run,
+    load_checkpoint,
+    open_run,
+    save_checkpoint,
+    save_round,
+)
 from zerofl.train import initial_model
 
 STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
@@ -65,7 +81,9 @@ def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatc
             save(tmp_path, 3)
     with (tmp_path / "clients.jsonl").open("a") as file:
         file.write('{"round": 4, "cli')  # and a line cut short
-    checkpoint = open_run(tmp_path, Experiment())
+    said: list[str] = []
+    checkpoint = open_run(tmp_path, Experiment(), said.append)
+    assert said == ["records go up to round 3, without its checkpoint: run again from round 3"]
     assert checkpoint is not None
     assert checkpoint.round == 2
     assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2]
@@ -77,9 +95,27 @@ def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatc
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     open_run(tmp_path, Experiment())
     (tmp_path / "rounds.jsonl").write_text(json.dumps(record(1)) + "\n")
-    checkpoint = open_run(tmp_path, Experiment())
-    assert checkpoint is None
+    said: list[str] = []
+    assert open_run(tmp_path, Experiment(), said.append) is None
+    assert said == ["records go up to round 1, without its checkpoint: run again from round 1"]
     assert rounds_in(tmp_path / "rounds.jsonl") == []
+
+
+@pytest.mark.parametrize("left", ["rounds.jsonl", "clients.jsonl", "snapshots"])
+def test_what_was_computed_is_not_thrown_away_with_its_checkpoint(left: str, tmp_path: Path) -> None:
+    """Two rounds are recorded, so a checkpoint of the first has been there."""
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    results.save_snapshot(tmp_path, 2, STATE)
+    kept = {EXPERIMENT, left}
+    for path in tmp_path.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ResultsError, match=r"records up to round 2, but its checkpoint\.safetensors, .* is gone"):
+        open_run(tmp_path, Experiment())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -154,6 +190,55 @@ def test_a_damaged_checkpoint_is_named(damage: Callable[[bytes], bytes], tmp_pat
         open_run(tmp_path, Experiment())
 
 
+def test_one_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, Checkpoint(1, STATE, MOMENTS, "0123", ("4567",)))
+    whole = path.read_bytes()
+    for byte in range(len(whole)):
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1 << byte % 8]) + whole[byte + 1 :])
+        with pytest.raises(ResultsError, match=r"checkpoint\.safetensors: expected a run's state"):
+            load_checkpoint(path)
+
+
+def test_one_flipped_bit_of_kept_weights_is_noticed(tmp_path: Path) -> None:
+    results.save_snapshot(tmp_path, 3, STATE)
+    path = tmp_path / "snapshots" / "round-00003.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ResultsError, match="it does not agree with the checksum in it"):
+        results.read_snapshots(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    state = {f"state/{name}": tensor for name, tensor in STATE.items()}
+    save_file(state, tmp_path / "checkpoint.safetensors", {"round": "1", "data_sha256": "0123"})
+    said: list[str] = []
+    checkpoint = open_run(tmp_path, Experiment(), said.append)
+    assert checkpoint is not None
+    assert (checkpoint.round, checkpoint.sources_sha256) == (1, (UNKNOWN,))
+    (note,) = said
+    assert "is of an earlier version, which wrote no checksum" in note
+
+
+def test_the_record_names_all_code_that_made_rounds(cifar_root: Path, tmp_path: Path) -> None:
+    """The first round is made by this code, the second is said to be by another, the third is by this again."""
+    experiment, now = experiment_of(cifar_root, width=1), code()["sources_sha256"]
+    run_until(experiment, tmp_path, 1)
+    first = load_checkpoint(tmp_path / CHECKPOINT)
+    assert first.sources_sha256 == (now,)
+    save_checkpoint(tmp_path / CHECKPOINT, first._replace(sources_sha256=(now, "f" * 64)))
+    said: list[str] = []
+    open_run(tmp_path, experiment, said.append)
+    assert said == [f"round 1 was made by other code: its sources have SHA-256 ffffffffffffffff…, those now {now:.16}…"]
+    run_until(experiment, tmp_path, 2)
+    assert load_checkpoint(tmp_path / CHECKPOINT).sources_sha256 == ("f" * 64, now)
+    run(experiment, tmp_path)
+    assert results.read_summary(tmp_path)["code"] == code() | {"earlier_sources_sha256": ["f" * 64]}
+    assert results.read_summary(run(experiment, tmp_path / "whole"))["code"] == code()
+
+
 def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
     started = check_run(tmp_path, Experiment(seed=1), resume=False)
     assert not list(tmp_path.iterdir())  # a check writes nothing
@@ -162,6 +247,29 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None
         check_run(tmp_path, Experiment(seed=1), resume=False)
     with pytest.raises(ResultsError, match=r"other settings, theirs and the new: seed = 1 and 2; rounds = 700 and 5\."):
         check_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        ({"rounds": None}, "expected rounds, a number, but it is damaged: it has none"),
+        ({"savings": "much"}, "expected savings, a number, but it is damaged: it has 'much'"),
+        ({"test_accuracy": math.nan}, "expected test_accuracy, a number, but it is damaged: it has nan"),
+        ({"rounds": 6}, "expected 7 rounds of 'run', but it is damaged: it has 6 of 'run'"),
+        ({"name": "x"}, "expected 7 rounds of 'run', but it is damaged: it has 7 of 'x'"),
+    ],
+)
+def test_a_damaged_summary_is_named_before_anything_is_run(damage: dict[str, Any], cause: str, tmp_path: Path) -> None:
+    experiment = check_run(tmp_path, Experiment(rounds=7), resume=False)
+    open_run(tmp_path, experiment)
+    figures = dict.fromkeys(("test_accuracy", "uplink_bytes", "savings", "train_seconds", "seconds"), 0.5)
+    summary = figures | {"name": "run", "rounds": 7}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert check_run(tmp_path, experiment, resume=True) == experiment
+    damaged = {key: value for key, value in (summary | damage).items() if value is not None}
+    (tmp_path / "summary.json").write_text(json.dumps(damaged))
+    with pytest.raises(ResultsError, match=rf"summary\.json: {cause}\. Restore the file, or move the run's folder"):
+        check_run(tmp_path, experiment, resume=True)
 
 
 def test_a_run_resumes_where_its_data_has_moved(tmp_path: Path) -> None:
@@ -222,7 +330,7 @@ def files_of_at_most_16_kb() -> Iterator[None]:
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, Checkpoint(1, {"w": torch.ones(10)}, {}, "data"))
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match=r"\[Errno 27\] File too large: .*checkpoint\.safetensors"):
         save_checkpoint(path, Checkpoint(2, {"w": torch.ones(10_000)}, {}, "data"))
     assert load_checkpoint(path).round == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -22,16 +21,15 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
-from tests.running import experiment_of, model_bytes, run, without_times
+from tests.running import experiment_of, model_bytes, run, run_until, without_times
 from zerofl.cli import main
 from zerofl.data import load_dataset
 from zerofl.experiment import SERVER_OPTIMIZERS, Experiment, ExperimentError
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import ENGINES, EngineError, check_engine, run_in_process
+from zerofl.flower.engines import ENGINES, EngineError, check_engine
 from zerofl.flower.messages import read_payload
-from zerofl.flower.server_app import server_app
 from zerofl.layers import sparse_layers
-from zerofl.results import ResultsError, open_run, read_lines, read_snapshots, read_summary
+from zerofl.results import ResultsError, read_lines, read_snapshots, read_summary
 from zerofl.train import check_fits, empty_model, evaluate, initial_model
 from zerofl.uplink import UPLINKS
 from zerofl.wire import VALUES, encode_state, schema_of
@@ -198,14 +196,14 @@ name = "fedadam"
 
     out = tmp_path / "out"
     command = [sys.executable, "-m", "zerofl.cli", "run", str(file), "--out", str(out)]
-    for last_line in ("round 2/6", "round 4/6"):
+    for last_line, kill, status in (("round 2/6", signal.SIGKILL, -signal.SIGKILL), ("round 4/6", signal.SIGTERM, 143)):
         with subprocess.Popen([*command, "--resume"], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 if last_line in line:
-                    os.kill(process.pid, signal.SIGKILL)
+                    os.kill(process.pid, kill)
                     break
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait() == status
         assert (out / "fedadam" / "checkpoint.safetensors").exists()
         assert not (out / "fedadam" / "summary.json").exists()
     assert main(["run", str(file), "--out", str(out), "--resume"]) == 0
@@ -242,14 +240,8 @@ def test_other_data_under_the_same_run_is_refused(cifar_root: Path, tmp_path: Pa
     """A run of three rounds is stopped after two, and goes on with one pixel changed."""
     experiment = experiment_of(cifar_root)
 
-    def stop_after_two(record: dict[str, Any]) -> None:
-        if record["round"] == 2:
-            raise KeyboardInterrupt
-
     directory = tmp_path / "run"
-    app = server_app(experiment, directory, open_run(directory, experiment), stop_after_two)
-    with pytest.raises(KeyboardInterrupt):
-        run_in_process(app, client_app, experiment)
+    run_until(experiment, directory, 2)
 
     other = tmp_path / "other"
     shutil.copytree(cifar_root, other)

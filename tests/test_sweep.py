@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from zerofl.experiment import ExperimentError
-from zerofl.sweep import Sweep, find_sweep, read_sweep
+from zerofl.results import EXPERIMENT, ResultsError
+from zerofl.sweep import Sweep, find_sweep, keep_sweep, read_sweep
 
 FILE = """
 seeds = [1, 2]
@@ -98,3 +99,35 @@ def test_what_is_compared_by_validation_is_validated() -> None:
     sweep = read_sweep(find_sweep("figure1"))
     assert sweep.metric == "validation_accuracy"
     assert all(e.validate_every and e.validation_fraction for e in sweep.experiments().values())
+
+
+def test_a_folder_keeps_the_file_of_the_runs_in_it(tmp_path: Path) -> None:
+    """The file may change in what the runs' folders do not depend on, and lose rows that were never run."""
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def keep(text: str) -> str:
+        sweep = read(tmp_path, text)
+        keep_sweep(out, tmp_path / "file.toml", sweep)
+        return (out / "sweep.toml").read_text()
+
+    both, a, b = ("".join(f'[[run]]\nname = "{name}"\n' for name in names) for names in ("ab", "a", "b"))
+    assert keep(both) == both
+    (out / "a").mkdir()
+    (out / "a" / EXPERIMENT).touch()
+    assert keep(f"# with a comment\n{a}") == f"# with a comment\n{a}"
+    with pytest.raises(ResultsError, match=r"out holds runs of another file: a of its sweep\.toml, which .*file\.toml"):
+        keep(b)
+    assert (out / "sweep.toml").read_text() == f"# with a comment\n{a}"
+    assert keep(f"seeds = [1]\n{both}") == f"seeds = [1]\n{both}"
+    (out / "sweep.toml").write_text("damaged")
+    assert keep(both) == both
+
+
+def test_runs_with_several_seeds_belong_to_their_row(tmp_path: Path) -> None:
+    keep_sweep(tmp_path, tmp_path / "file.toml", read(tmp_path, FILE))
+    (tmp_path / "b-seed2").mkdir()
+    (tmp_path / "b-seed2" / EXPERIMENT).touch()
+    keep_sweep(tmp_path, tmp_path / "file.toml", read(tmp_path, FILE.replace("[1, 2]", "[1]")))
+    with pytest.raises(ResultsError, match=r"b of its sweep\.toml"):
+        keep_sweep(tmp_path, tmp_path / "file.toml", read(tmp_path, '[[run]]\nname = "other"'))

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from zerofl.data.fetch import HUB, fetch
 from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
 from zerofl.experiment import ExperimentError, parse_setting
 from zerofl.extras import install_hint
+from zerofl.native import KernelsError
 from zerofl.progress import RunProgress, summary_table
 from zerofl.results import (
     ROUNDS,
-    SWEEP,
     ResultsError,
     check_run,
     is_finished,
@@ -37,25 +38,25 @@ from zerofl.results import (
     read_summary,
     write_atomically,
 )
-from zerofl.room import check_room
-from zerofl.sweep import find_sweep, read_sweep
+from zerofl.room import check_room, fix_of
+from zerofl.sweep import find_sweep, keep_sweep, read_sweep
 from zerofl.tensorboard import RoundEvents
 from zerofl.train import check_fits
 
-INTERRUPTED = 130  # the shell's exit status for Ctrl-C
+INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses for Ctrl-C and for SIGTERM
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
     0 is done; 1 a run failed, or the data set is not the complete published one; 2 it could not be started, or the data
-    set not be read.
+    set not be read; 130 or 143 it was interrupted, by Ctrl-C or by SIGTERM.
     """
     options = _parser().parse_args(arguments)
     console, errors = Console(), Console(stderr=True, soft_wrap=True)
     try:
         status: int = options.command(options, console, errors)
-    except (ExperimentError, DatasetError, ResultsError, BenchError, OSError) as error:
+    except (ExperimentError, DatasetError, ResultsError, BenchError, KernelsError, OSError) as error:
         errors.print(f"zerofl: {error}", markup=False, highlight=False)
         return 2
     return status
@@ -273,6 +274,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         if name not in named:
             raise ExperimentError(f"--only {name}: no such run; the runs are {', '.join(experiments)}")
     chosen = [e for name in options.only for e in named[name]] if options.only else list(experiments.values())
+    chosen = list(dict.fromkeys(chosen))  # each once, whatever --only says
     out: Path = options.out or Path("runs") / file.stem
     # Before anything is computed: is every data set there and fit for its run, and every folder free or resumable?
     for experiment in chosen:
@@ -292,7 +294,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
         return 2
     check_room(out, [experiment for experiment in chosen if not is_finished(out / experiment.name)])
     signal.signal(signal.SIGTERM, _interrupt)
-    write_atomically(out / SWEEP, file.read_bytes())  # for the report: the rows, and the paper's figures
+    keep_sweep(out, file, sweep)
     failed = []
     for experiment in chosen:
         directory = out / experiment.name
@@ -302,7 +304,7 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
                 if is_finished(directory):
                     console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
                     continue
-                checkpoint = open_run(directory, experiment)
+                checkpoint = open_run(directory, experiment, partial(_note, console, experiment.name))
                 earlier = read_lines(directory / ROUNDS)
                 with contextlib.ExitStack() as shown:
                     watchers: list[Callable[[dict[str, Any]], None]] = [
@@ -312,13 +314,13 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
                         watchers.append(shown.enter_context(RoundEvents(directory, len(earlier) + 1)))
                     app = server_app(experiment, directory, checkpoint, _each(watchers))
                     ENGINES[options.engine](app, client_app, experiment)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
             errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
-            return INTERRUPTED
+            return TERMINATED if isinstance(stopped, _Terminated) else INTERRUPTED
         except OSError as error:  # a full disk stops the other runs too
             raise ResultsError(
-                f"{experiment.name}: {directory}: {error}; rounds that are whole are safe there. Make room, then go on "
-                f"with: {_resume_command(options)}"
+                f"{experiment.name}: {directory}: {error}; rounds that are whole are safe there. {fix_of(error)}, then "
+                f"go on with: {_resume_command(options)}"
             ) from error
         except Exception as error:
             if not isinstance(error, (RoundError, EngineError, ResultsError)):
@@ -345,8 +347,16 @@ def _each(watchers: Sequence[Callable[[dict[str, Any]], None]]) -> Callable[[dic
     return watch
 
 
+def _note(console: Console, name: str, line: str) -> None:
+    console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a run as Ctrl-C does."""
+
+
 def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
 
 
 def _resume_command(options: argparse.Namespace) -> str:

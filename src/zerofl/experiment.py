@@ -141,9 +141,9 @@ class Experiment:
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
         self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
         self._expect("device", bool(re.fullmatch(r"cpu|cuda(:\d+)?", self.device)), "cpu, cuda, or cuda:1 and so on")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", self.name):
             raise ExperimentError(
-                f"name = {self.name!r}: expected letters, digits, '.', '_' and '-': it names a folder"
+                f"name = {self.name!r}: expected letters, digits, '.', '_' and '-', up to 255: it names a folder"
             )
         for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
             self._expect(key, getattr(self, key) >= 1, "1 or more")
@@ -189,17 +189,21 @@ def make_experiment(values: Mapping[str, Any]) -> Experiment:
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
-    """`key=value` from the command line -> the key and its typed value. Raises ExperimentError as `make_experiment`."""
+    """`key=value` from the command line -> the key and its typed value. Raises ExperimentError as `make_experiment`.
+
+    Values are TOML's, and a text may also stand without its quotes.
+    """
     key, equals, text = setting.partition("=")
     if not equals:
         raise ExperimentError(f"--set {setting}: expected key=value, for example --set rounds=5")
     _check_known(key)
-    if _TYPES[key] is str:
-        return key, text
     try:
         document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         document = {"value": text}
+    if _TYPES[key] is str:
+        quoted = text[:1] in ('"', "'") and text[-1:] == text[:1]
+        return key, document["value"] if quoted and len(document) == 1 else text
     return key, _typed(key, document["value"] if len(document) == 1 else text)
 
 
@@ -226,5 +230,7 @@ def _typed(key: str, value: Any) -> Any:
     if expected is float and type(value) is int:
         return float(value)
     if type(value) is not expected:
-        raise ExperimentError(f"{key} = {value!r}: expected {expected.__name__}, got {type(value).__name__}")
+        words = "true or false" if expected is bool else expected.__name__
+        hint = "; leave the key out for its default" if value in (None, "None", "null") else ""
+        raise ExperimentError(f"{key} = {value!r}: expected {words}, got {type(value).__name__}{hint}")
     return value

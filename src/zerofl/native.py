@@ -21,6 +21,21 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+
+class KernelsError(ValueError):
+    """The kernels may not be used: the environment asks for what they do not have."""
+
+
+class _Refused:
+    """In the kernels' place: the error comes where they are used, and not where zerofl is imported."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KernelsError(REFUSED)
+
+
+REFUSED: str | None = None
+"""Why the kernels may not be used although they are there: each use raises KernelsError."""
+
 try:
     from zerofl import _native
 except ImportError as error:
@@ -31,9 +46,12 @@ else:
     _libraries = Path(torch.__file__).parent / "lib"
     _native.use_openmp_of(str(_libraries / ("libtorch_cpu.dylib" if sys.platform == "darwin" else "libtorch_cpu.so")))
     if wanted := os.environ.get("ZEROFL_ISA"):
-        if wanted not in _native.isas():
-            raise ImportError(f"ZEROFL_ISA={wanted}: expected one that this processor has: {', '.join(_native.isas())}")
-        _native.set_isa(wanted)
+        if wanted in _native.isas():
+            _native.set_isa(wanted)
+        else:
+            have = ", ".join(_native.isas())
+            REFUSED = f"ZEROFL_ISA={wanted}: expected one that this processor has: {have}; or unset it, for the best"
+            _native = _Refused()  # type: ignore[assignment]
 
 
 def isa() -> str:

@@ -11,13 +11,18 @@ summary.json            the figures of the whole run; it exists exactly when the
 
 import dataclasses
 import fcntl
+import hashlib
 import json
+import math
 import os
+import re
+import shutil
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import safetensors.torch
@@ -27,7 +32,8 @@ from safetensors import SafetensorError, safe_open
 
 from zerofl import native
 from zerofl.experiment import Experiment, ExperimentError, differing_keys, make_experiment
-from zerofl.origin import origin
+from zerofl.origin import code, origin
+from zerofl.temporary import folder_beside
 from zerofl.uplink import State
 
 EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
@@ -53,13 +59,18 @@ class ResultsError(Exception):
 class Checkpoint(NamedTuple):
     """The whole state of a run after `round`: all randomness is a function of the seed and the round.
 
-    `data_sha256` is the checksum of the data it was trained on.
+    `data_sha256` is the checksum of the data it was trained on, `sources_sha256` those of all code that made a round of
+    it, the latest last: see `zerofl.origin.code`. Of a checkpoint that does not say it is UNKNOWN.
     """
 
     round: int
     state: State
     optimizer_state: State
     data_sha256: str
+    sources_sha256: tuple[str, ...] = ()
+
+
+UNKNOWN = "unknown"
 
 
 def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experiment:
@@ -67,7 +78,7 @@ def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experime
 
     Raises:
         ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment, or its
-            settings are gone.
+            settings are gone, or it is finished and its summary is damaged.
     """
     if not (directory / EXPERIMENT).exists():
         if left := [file for file in (ROUNDS, CHECKPOINT, SUMMARY) if (directory / file).exists()]:
@@ -87,29 +98,84 @@ def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experime
             f"{directory} holds a run with other settings, theirs and the new: {'; '.join(differences)}. "
             "Write elsewhere with --out, or give the same settings"
         )
+    if is_finished(directory):
+        _check_summary(directory, stored)
     return experiment
 
 
-def open_run(directory: Path, experiment: Experiment) -> Checkpoint | None:
+def _check_summary(directory: Path, experiment: Experiment) -> None:
+    """Raise unless a finished run's summary is of this run, and has the figures that are shown of it."""
+    path, summary = directory / SUMMARY, read_summary(directory)
+    for key in ("rounds", "test_accuracy", "uplink_bytes", "savings", "train_seconds", "seconds"):
+        value = summary.get(key)
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise _damaged(str(path), f"{key}, a number", f"it has {value!r:.80}" if key in summary else "it has none")
+    of, found = (experiment.name, experiment.rounds), (summary.get("name"), summary["rounds"])
+    if found != of:
+        raise _damaged(str(path), f"{of[1]} rounds of {of[0]!r}", f"it has {found[1]!r} of {found[0]!r:.80}")
+
+
+def open_run(
+    directory: Path, experiment: Experiment, report: Callable[[str], None] = lambda line: None
+) -> Checkpoint | None:
     """Start a run's folder, or take up the one that is there; returns where to go on, if it has come that far.
+
+    `report` is given a line for what somebody should know who goes on: rounds that are run again, other code.
 
     Raises:
         OSError: the folder cannot be written; nothing was computed yet.
-        ResultsError: the checkpoint is damaged, or rounds or updates before it have lost their lines.
+        ResultsError: the checkpoint is damaged or gone, or rounds or updates before it have lost their lines.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    _remove_halves(directory)
     write_atomically(directory / EXPERIMENT, tomli_w.dumps(dataclasses.asdict(experiment)).encode())
-    for left in directory.rglob(".tmp*"):  # half a file, of a process that was killed while safetensors wrote it
-        left.unlink()
     checkpoint = load_checkpoint(directory / CHECKPOINT) if (directory / CHECKPOINT).exists() else None
-    done = checkpoint.round if checkpoint else 0
+    done, recorded = checkpoint.round if checkpoint else 0, _last_recorded(directory)
+    if not checkpoint and recorded > 1:
+        raise ResultsError(
+            f"{directory} has records up to round {recorded}, but its {CHECKPOINT}, from which to go on, is gone: "
+            "restore the file, or move the run's folder away and run it again"
+        )
     kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}
     rounds, clients = ([json.loads(line) for line in lines] for lines in kept.values())
     _check_lines(directory, rounds, clients, done)
     for file, lines in kept.items():
         if (directory / file).exists():
             write_atomically(directory / file, b"".join(lines))
+    for line in _notes(checkpoint, recorded):
+        report(line)
     return checkpoint
+
+
+def _last_recorded(directory: Path) -> int:
+    """The last round of which there is a record or a snapshot; 0 without any."""
+    rounds = [0, *(_round_of(path) for path in _snapshots(directory))]
+    for file in (ROUNDS, CLIENTS):
+        for line in (directory / file).read_bytes().splitlines() if (directory / file).exists() else []:
+            with suppress(ValueError, KeyError):  # cut short, or damaged
+                rounds.append(_json_object(line)["round"])
+    return max(round for round in rounds if type(round) is int)
+
+
+def _notes(checkpoint: Checkpoint | None, recorded: int) -> Iterator[str]:
+    """What somebody who goes on should know."""
+    done = checkpoint.round if checkpoint else 0
+    if recorded > done:
+        yield f"records go up to round {recorded}, without its checkpoint: run again from round {done + 1}"
+    sources, now = checkpoint.sources_sha256[-1:] if checkpoint else (), code()["sources_sha256"]
+    if sources == (UNKNOWN,):
+        yield f"{CHECKPOINT} is of an earlier version, which wrote no checksum: damaged weights would not be noticed"
+    elif sources not in ((), (now,)):
+        yield f"round {done} was made by other code: its sources have SHA-256 {sources[0]:.16}…, those now {now:.16}…"
+
+
+def _remove_halves(directory: Path) -> None:
+    """Remove what killed processes left half written. Nobody else writes here: see `locked`."""
+    for left in [path for name in ("*.tmp", ".tmp*") for path in directory.rglob(name)]:  # .tmp*: safetensors' own
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -274,7 +340,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint in place of the one before, atomically."""
     tensors = {f"state/{name}": tensor for name, tensor in checkpoint.state.items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in checkpoint.optimizer_state.items()}
-    metadata = {"round": str(checkpoint.round), "data_sha256": checkpoint.data_sha256}
+    metadata = {
+        "round": str(checkpoint.round),
+        "data_sha256": checkpoint.data_sha256,
+        "sources_sha256": " ".join(checkpoint.sources_sha256),
+    }
     _save_tensors(path, tensors, metadata)
 
 
@@ -282,18 +352,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; its tensors come in the file's order, not the model's.
 
     Raises:
-        ResultsError: the file is damaged.
+        ResultsError: the file is damaged: it is none, or does not agree with the checksum in it.
     """
+    expected = "a run's state after a round"
+    tensors, metadata = _load_tensors(path, expected)
     parts: dict[str, State] = {"state": {}, "optimizer": {}}
     try:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 (not a dict)
-                part, _, name = key.partition("/")
-                parts[part][name] = file.get_tensor(key)
-            metadata = file.metadata()
-        return Checkpoint(int(metadata["round"]), parts["state"], parts["optimizer"], metadata["data_sha256"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(str(path), "a run's state after a round", error) from error
+        for key, tensor in tensors.items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        code = tuple(metadata.get("sources_sha256", UNKNOWN).split())
+        return Checkpoint(int(metadata["round"]), parts["state"], parts["optimizer"], metadata["data_sha256"], code)
+    except (KeyError, ValueError) as error:
+        raise _damaged(str(path), expected, error) from error
 
 
 def save_snapshot(directory: Path, round: int, weights: State) -> None:
@@ -308,9 +379,11 @@ def read_snapshots(directory: Path) -> dict[int, State]:
     Raises:
         ResultsError: a file is damaged.
     """
-    return {
-        _round_of(path): _read_tensors(path) for path in sorted((directory / SNAPSHOTS).glob("round-*.safetensors"))
-    }
+    return {_round_of(path): _load_tensors(path, "the kept weights of a round")[0] for path in _snapshots(directory)}
+
+
+def _snapshots(directory: Path) -> list[Path]:
+    return sorted((directory / SNAPSHOTS).glob("round-*.safetensors"))
 
 
 def _round_of(snapshot: Path) -> int:
@@ -320,44 +393,63 @@ def _round_of(snapshot: Path) -> int:
     return int(number)
 
 
-def _read_tensors(path: Path) -> State:
-    try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise _damaged(str(path), "the kept weights of a round", error) from error
-
-
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that after a kill or a power cut it is either as it was before, or whole."""
     with _replacing(path) as temporary:
         temporary.write_bytes(data)
 
 
-def _save_tensors(path: Path, tensors: State, metadata: dict[str, str] | None = None) -> None:
-    """`write_atomically` of a safetensors file, without a copy of it in memory."""
+def _save_tensors(path: Path, tensors: State, metadata: Mapping[str, str] = MappingProxyType({})) -> None:
+    """`write_atomically` of a safetensors file with a checksum in it, without a copy of it in memory."""
     with _replacing(path) as temporary:
         try:
-            safetensors.torch.save_file(tensors, temporary, metadata)
+            safetensors.torch.save_file(tensors, temporary, {**metadata, "sha256": _checksum(tensors, metadata)})
         except SafetensorError as error:  # which is how it reports a full disk
-            raise OSError(str(error)) from error
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise OSError(f"{path}: {error}") from error
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _load_tensors(path: Path, expected: str) -> tuple[State, dict[str, str]]:
+    """What `_save_tensors` wrote: tensors and metadata. Earlier versions wrote no checksum, nor anything with it.
+
+    Raises:
+        ResultsError: the file is damaged; `expected` says what it should be.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = dict(file.metadata() or {})
+        checksum = metadata.pop("sha256", None)
+        if (checksum or "sources_sha256" in metadata) and checksum != _checksum(tensors, metadata):
+            raise ValueError("it does not agree with the checksum in it")
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(str(path), expected, error) from error
+    return tensors, metadata
+
+
+def _checksum(tensors: State, metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and values, and over the metadata."""
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which takes its place when it is on the disk whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.unlink(missing_ok=True)  # that of a killed process
+    """A file to write, which takes the place of `path` when it is on the disk whole."""
+    with folder_beside(path) as own:
+        temporary = own / "new"
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask wants it: safetensors' own files are for nobody else to read
         yield temporary
         temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-    except OSError:  # a full disk gets back what was half written
-        temporary.unlink(missing_ok=True)
-        raise
-    os.replace(temporary, path)
+        os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

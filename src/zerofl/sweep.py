@@ -1,11 +1,13 @@
 """A file of experiments: its rows, each run with several seeds, and the paper's figures beside them."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
+from zerofl.results import EXPERIMENT, SWEEP, ResultsError, write_atomically
 
 METRICS = ("test_accuracy", "best_test_accuracy", "validation_accuracy")
 PAPER_FIGURES = ("accuracy", "deviation", "size", "savings")
@@ -46,9 +48,14 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ExperimentError(f"{path}: not valid TOML: {error}") from error
+        hint = "; TOML writes true and false, and texts in quotes" if "Invalid value" in str(error) else ""
+        raise ExperimentError(f"{path}: not valid TOML: {error}{hint}") from error
     base, runs, seeds = document.pop("base", {}), document.pop("run", []), document.pop("seeds", None)
     metric = document.pop("metric", METRICS[0])
+    if isinstance(runs, dict):
+        raise ExperimentError(f"{path}: [run] is one table, expected a list of them: write [[run]], also for one run")
+    if isinstance(base, list):
+        raise ExperimentError(f"{path}: [[base]] is a list of tables, expected one: write [base]")
     if document or not isinstance(base, dict) or not isinstance(runs, list):
         raise ExperimentError(
             f"{path}: expected [base], [[run]], seeds and metric only, found {', '.join(document) or 'other types'}"
@@ -93,6 +100,37 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
             raise ExperimentError(f"{where}: the name stands twice; each run has its own folder")
         rows.append(Row(run["name"], experiments, {key: float(value) for key, value in paper.items()}))
     return Sweep(rows, metric)
+
+
+def keep_sweep(out: Path, file: Path, sweep: Sweep) -> None:
+    """Put the file that `sweep` was read from into the folder of its runs, for the report: rows and paper's figures.
+
+    Raises:
+        ResultsError: the folder has runs of another file, whose rows would no longer be known.
+    """
+    kept, content = out / SWEEP, file.read_bytes()
+    if kept.exists():
+        if kept.read_bytes() == content:
+            return
+        ours = {row.name for row in sweep.rows}
+        lost = [name for name in _rows_with_runs(out) if name not in ours]
+        if lost:
+            raise ResultsError(
+                f"{out} holds runs of another file: {', '.join(lost)} of its {SWEEP}, which {file} does not have. "
+                "Write elsewhere with --out (a report takes several folders), or move the folders of those runs away"
+            )
+    write_atomically(kept, content)
+
+
+def _rows_with_runs(out: Path) -> list[str]:
+    """The rows of the folder's own file of which a run was started; none of a file that cannot be read any more."""
+    try:
+        rows = read_sweep(out / SWEEP).rows
+    except ExperimentError:
+        return []
+    runs = {path.parent.name for path in out.glob(f"*/{EXPERIMENT}")}
+    runs |= {re.sub(r"-seed\d+$", "", name) for name in runs}  # with seeds that the file no longer has, or never had
+    return [row.name for row in rows if row.name in runs]
 
 
 def find_sweep(file_or_preset: str) -> Path:

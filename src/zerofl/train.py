@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from zerofl import native
 from zerofl.data import Dataset, Split, client_indices
 from zerofl.data.augment import crop_and_flip
 from zerofl.data.partition import held_out_count
@@ -98,10 +99,12 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
     """Whether the experiment can be run on the data set at all, before anything is trained.
 
     Raises:
-        ExperimentError: a partition that the data set cannot have, nothing to validate on, or images of another size
-            than the model takes.
+        ExperimentError: a partition that the data set cannot have, nothing to validate on, images of another size than
+            the model takes, or a device or an instruction set that is not there.
     """
     e, shape = experiment, tuple(dataset.train.images.shape[1:])
+    if native.REFUSED:
+        raise ExperimentError(native.REFUSED)
     if e.device != "cpu" and not torch.cuda.is_available():
         raise ExperimentError(
             f"device = {e.device!r}: PyTorch {torch.__version__} finds no CUDA device here; leave it at cpu, or "

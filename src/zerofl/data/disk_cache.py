@@ -11,6 +11,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from zerofl.temporary import folder_beside
+
 
 def cache_folder() -> Path:
     """`$ZEROFL_CACHE`, else `zerofl` in the user's cache folder."""
@@ -35,13 +37,11 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
         with contextlib.suppress(SafetensorError, OSError):
             return safetensors.torch.load_file(file)
     tensors = make()
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, temporary)
-        os.replace(temporary, file)
+        with folder_beside(file) as own:
+            safetensors.torch.save_file(tensors, own / "new")
+            os.replace(own / "new", file)
     except (SafetensorError, OSError) as error:  # a full disk is safetensors' own error
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         warnings.warn(f"{file.parent} cannot be written, the next start reads the data anew: {error}", stacklevel=2)
     return tensors

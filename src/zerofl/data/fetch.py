@@ -1,13 +1,13 @@
 """Downloads a data set from the Hugging Face hub through flwr-datasets: only here, and only when asked to."""
 
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zerofl.data.dataset import DatasetError
 from zerofl.extras import install_hint
+from zerofl.temporary import folder_beside
 
 
 class Source(NamedTuple):
@@ -64,11 +64,11 @@ def fetch(name: str, root: str, report: Callable[[str], None]) -> list[Path]:
             "README.md names its forms"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
+    with folder_beside(folder / "parquet") as own:
         for split, rows in splits.items():
-            rows.to_parquet(Path(temporary) / f"{split}.parquet")
+            rows.to_parquet(own / f"{split}.parquet")
         for split, rows in splits.items():
-            path = (Path(temporary) / f"{split}.parquet").replace(folder / f"{split}.parquet")
+            path = (own / f"{split}.parquet").replace(folder / f"{split}.parquet")
             report(f"{name}: {path}, {len(rows)} rows, {path.stat().st_size / 1e6:.1f} MB")
     return [folder / f"{split}.parquet" for split in splits]
 

@@ -30,8 +30,12 @@ def main(grid: Grid, context: Context) -> None:
     """
     experiment, out, resume = read_run_config(context.run_config)
     directory, console = out / experiment.name, Console()
+
+    def note(line: str) -> None:
+        console.print(f"{experiment.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+
     check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
-    check_room(out, [experiment])
+    check_room(out, [] if is_finished(directory) else [experiment])
     with locked(directory):
         try:
             experiment = check_run(directory, experiment, resume)
@@ -40,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
         if is_finished(directory):
             console.print(f"{experiment.name}: finished before, in {directory}", highlight=False, soft_wrap=True)
             return
-        checkpoint = open_run(directory, experiment)
+        checkpoint = open_run(directory, experiment, note)
         with RunProgress(console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)) as progress:
             serve(grid, experiment, directory, checkpoint, progress)
     console.print(f"{experiment.name}: finished, in {directory}", highlight=False, soft_wrap=True)

@@ -21,6 +21,7 @@ from zerofl.experiment import Experiment
 from zerofl.flops import training_flops
 from zerofl.flower.messages import instructions, read_metrics, read_payload
 from zerofl.layers import sparse_layers
+from zerofl.origin import code
 from zerofl.overlap import MaskCounts
 from zerofl.results import CHECKPOINT, Checkpoint, ResultsError, finish_run, save_round, save_snapshot
 from zerofl.rng import cohort
@@ -79,6 +80,8 @@ def serve(
                 f"{data_sha256[:16]}…). Give the same data, or start elsewhere with --out"
             )
         state, optimizer_state, done = _state_of(checkpoint, schema, optimizer, directory)
+    now = code()["sources_sha256"]
+    earlier = tuple(sources for sources in checkpoint.sources_sha256 if sources != now) if checkpoint else ()
     nodes = _wait_for_nodes(grid, experiment)
     adds = UPLINKS[experiment.uplink].adds
     most_examples, validated = _clients(experiment)
@@ -131,10 +134,13 @@ def serve(
         }
         if sparse and experiment.snapshot_every and (last or round % experiment.snapshot_every == 0):
             save_snapshot(directory, round, {name: state[f"{name}.weight"] for name in sparse})
-        save_round(directory, record, client_records, Checkpoint(round, state, optimizer_state, data_sha256))
+        made = Checkpoint(round, state, optimizer_state, data_sha256, (*earlier, now))
+        save_round(directory, record, client_records, made)
         on_round(record)
-    flops = training_flops(experiment, dataset)
-    finish_run(directory, state, schema.dense_bytes, {"data_sha256": data_sha256, "flops_a_sample": flops._asdict()})
+    more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset)._asdict()}
+    if earlier:  # a run that went on with other code than it began with
+        more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
+    finish_run(directory, state, schema.dense_bytes, more)
 
 
 def _state_of(
