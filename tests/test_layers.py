@@ -1,13 +1,16 @@
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import zerofl
 from zerofl import SparseConv2d, SparseLinear, innermost, sparsify_
+from zerofl.layers import Backend
 from zerofl.models import LeafCNN, ResNet18
 
 
@@ -189,6 +192,71 @@ def test_a_compiled_model_trains_and_evaluates_alike_at_every_batch_size() -> No
     with torch.no_grad():
         model.eval()
         torch.testing.assert_close(compiled(x), plain.eval()(x))
+
+
+def checkpointed(model: nn.Sequential, segments: int, use_reentrant: bool) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        length = -(-len(model) // segments)
+        for begin in range(0, len(model), length):
+            x = checkpoint(model[begin : begin + length], x, use_reentrant=use_reentrant)
+        return x
+
+    return forward
+
+
+def mlp(layer_used_twice: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    second = nn.Linear(30, 30)
+    third = second if layer_used_twice else nn.Linear(30, 30)
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), nn.Linear(30, 3))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(("segments", "layer_used_twice"), [(1, False), (3, False), (2, True)])
+def test_gradient_checkpointing_changes_nothing(
+    use_reentrant: bool, backend: Backend, segments: int, layer_used_twice: bool
+) -> None:
+    plain = mlp(layer_used_twice)
+    sparsify_(plain, 0.8, backend=backend)
+    ours = copy.deepcopy(plain)
+    for step in range(3):
+        x = torch.randn(8, 20, generator=torch.Generator().manual_seed(step), requires_grad=True)
+        outputs = []
+        for model, forward in ((plain, plain), (ours, checkpointed(ours, segments, use_reentrant))):
+            model.zero_grad()
+            outputs.append(forward(x))
+            outputs[-1].square().sum().backward()
+            torch.optim.SGD(model.parameters(), 0.01).step()
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+        for expected, actual in zip(plain.parameters(), ours.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, expected.grad, rtol=0, atol=0)
+    assert zerofl.realised_sparsity(ours) == zerofl.realised_sparsity(plain)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradient_checkpointing_with_a_period_is_refused(use_reentrant: bool, backend: Backend) -> None:
+    model = mlp()
+    sparsify_(model, 0.8, topk_period=3, backend=backend)
+    output = checkpointed(model, 1, use_reentrant)(torch.randn(8, 20, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"topk_period = 3 with gradient checkpointing.* with topk_period=1"):
+        output.sum().backward()  # type: ignore[no-untyped-call]
+    output = checkpointed(model.eval(), 1, use_reentrant)(torch.randn(8, 20, requires_grad=True))
+    output.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_an_empty_batch_is_no_step() -> None:
+    layer = nn.Linear(4, 2)
+    sparsify_(layer, 0.5, layers=[""], topk_period=2)
+    layer(torch.empty(0, 4)).sum().backward()
+    x = torch.randn(3, 4)
+    for _ in range(2):  # the first takes the thresholds, the second uses them
+        layer.weight.grad = None
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.any()
+    assert layer.training_steps == 2
 
 
 def test_a_sparse_model_can_be_saved_and_copied() -> None:

@@ -32,9 +32,21 @@ class _TopK:
         """Whether this call takes its thresholds anew; counts the training steps.
 
         In training that is every `topk_period` steps; outside training always.
+
+        Raises:
+            RuntimeError: gradient checkpointing with a period above 1. The backward pass then repeats this call, and
+                nothing tells which of the earlier ones it repeats, so neither which thresholds that had.
         """
         if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
             return True
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            if self.topk_period > 1:
+                raise RuntimeError(
+                    f"topk_period = {self.topk_period} with gradient checkpointing: the repeated forward pass would "
+                    "take other thresholds than the first one did. Call sparsify_ with topk_period=1, or leave this "
+                    "layer out of torch.utils.checkpoint"
+                )
+            return True  # the weights are those of the first pass, and so are the thresholds; no step to count
         fresh = self.weight_threshold is None or self.training_steps % self.topk_period == 0
         self.training_steps += 1
         return fresh
@@ -46,13 +58,14 @@ class _TopK:
 
         The input's K counts the whole batch tensor.
         """
-        if not self._is_fresh():
+        counts = input.numel() > 0  # an empty batch is no step, and has no threshold for the next one
+        if counts and not self._is_fresh():
             return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
         weight_threshold = top_k_threshold(self.weight, count_top_k(self.weight.numel(), self.sparsity))
         activation_threshold = None
         if torch.is_grad_enabled() and self.weight.requires_grad:
             activation_threshold = top_k_threshold(input, count_top_k(input.numel(), self.activation_sparsity))
-            if self.training:
+            if self.training and counts:
                 self.weight_threshold, self.activation_threshold = weight_threshold, activation_threshold
         return weight_threshold, activation_threshold
 
@@ -214,7 +227,8 @@ def sparsify_(
             of `zerofl.models` name the paper's), else every convolution with a kernel above 1x1 and every linear,
             except the first convolution and the last linear.
         topk_period: forward passes in training between two computations of a layer's thresholds. Above 1 the sparsity
-            drifts in between: see `realised_sparsity`.
+            drifts in between (see `realised_sparsity`), and gradient checkpointing is refused: a pass that the backward
+            pass repeats could not have the thresholds of the first one.
         backend: "native" computes with the non-zeros only, on the CPU in float32; "reference" with masks in plain
             PyTorch, anywhere; "auto" is native where it can be. Both give the same up to rounding. With the native
             kernels, the model's plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` become those of
