@@ -133,6 +133,26 @@ def test_pooling_is_pytorchs_ties_included(
         torch.testing.assert_close(ours.grad, expected_x.grad, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("dense", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3), (2, 3, 5, 5)),
+        (nn.Conv2d(4, 6, 1), (2, 3, 5, 5)),
+        (nn.Conv2d(4, 6, 3), (2, 4, 2, 5)),
+        (nn.BatchNorm2d(4), (2, 3, 5, 5)),
+        (nn.MaxPool2d(2), (2, 3, 5, 1)),
+    ],
+)
+def test_an_input_of_another_shape_is_refused_in_pytorchs_words(dense: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError) as expected:
+        dense(torch.ones(shape))
+    ours = copy.deepcopy(dense)
+    ours.__class__ = innermost.INNERMOST[type(dense)]
+    with pytest.raises(RuntimeError) as actual:
+        ours(torch.ones(shape))
+    assert str(actual.value) == str(expected.value)
+
+
 def test_what_follows_a_not_a_number_is_one() -> None:
     x = torch.randn(4, 3, 6, 6)
     x[1, 2, 3, 4] = torch.nan
