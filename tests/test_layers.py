@@ -119,9 +119,16 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 
 def test_a_subclass_with_its_own_forward_is_left_alone() -> None:
-    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 20), nn.Linear(20, 1))
     assert sparsify_(model) == ["1"]
     with pytest.raises(ValueError, match=r"is a Doubled; only nn\.Conv2d and nn\.Linear themselves"):
+        sparsify_(model, layers=["0"])
+
+
+def test_complex_weights_have_no_top_k() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 20), nn.Linear(20, 1))
+    assert sparsify_(model) == ["1"]
+    with pytest.raises(ValueError, match=r"layer '0' has weights of torch.complex64; only real ones"):
         sparsify_(model, layers=["0"])
 
 
@@ -192,6 +199,90 @@ def test_a_compiled_model_trains_and_evaluates_alike_at_every_batch_size() -> No
     with torch.no_grad():
         model.eval()
         torch.testing.assert_close(compiled(x), plain.eval()(x))
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(4, 6),
+    "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),
+    "unpadded": lambda: nn.Conv2d(4, 6, 3, dilation=2, bias=False),
+    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "reflect": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+}
+OTHER_TYPES = [
+    torch.uint8, torch.int64, torch.bool, torch.float64, torch.float16, torch.bfloat16, torch.complex64
+]  # fmt: skip
+# Inputs that the dense layer refuses, and some that it takes.
+INPUTS: dict[str, list[object]] = {
+    "linear": [
+        *(torch.ones(2, 4, dtype=dtype) for dtype in OTHER_TYPES),
+        *(torch.ones(shape) for shape in [(2, 5), (6, 2), (2, 8), (5,), (), (0,), (0, 5), (2, 0), (2, 4, 3)]),
+        *(torch.ones(shape) for shape in [(4,), (1, 4), (0, 4), (2, 0, 4), (2, 3, 4)]),
+        None, "x", [1.0, 2.0, 3.0, 4.0], torch.ones(2, 4, device="meta"),
+    ],
+    "conv": [
+        *(torch.ones(2, 4, 5, 5, dtype=dtype) for dtype in OTHER_TYPES),
+        *(torch.ones(shape) for shape in [(2, 3, 5, 5), (3, 5, 5), (), (5,), (4, 5), (1, 2, 4, 5, 5), (2, 8, 5, 5)]),
+        *(torch.ones(shape) for shape in [(0, 3, 5, 5), (2, 4, 0, 5), (2, 4, 5, 0), (2, 0, 5, 5), (4, 0, 5), (0,)]),
+        *(torch.ones(shape) for shape in [(2, 4, 5, 5), (4, 5, 5), (2, 4, 1, 1), (2, 4, 4, 5), (0, 4, 5, 5)]),
+        None, "x",
+    ],
+}  # fmt: skip
+
+
+def outcome(layer: nn.Module, input: object) -> object:
+    try:
+        return list(layer(input).shape)
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_what_the_dense_layer_refuses_is_refused_in_its_words(kind: str, backend: Backend, with_grad: bool) -> None:
+    if (kind, backend) == ("grouped", "native"):
+        pytest.skip("which the kernels do not do")
+    refused = 0
+    for input in INPUTS.get(kind, INPUTS["conv"]):
+        dense = LAYERS[kind]()
+        ours = copy.deepcopy(dense)
+        sparsify_(ours, 0.5, layers=[""], topk_period=2, backend=backend)
+        with torch.set_grad_enabled(with_grad):
+            expected = outcome(dense, input)
+            assert outcome(ours, input) == expected
+        if isinstance(expected, tuple):
+            refused += 1
+            assert ours.training_steps == 0
+    assert refused > 10
+
+
+def test_what_autocast_casts_is_taken() -> None:
+    for layer, shape in ((nn.Linear(4, 6), (2, 4)), (nn.Conv2d(4, 6, 3), (2, 4, 5, 5))):
+        sparsify_(layer, 0.5, layers=[""])
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(torch.ones(shape, dtype=dtype)).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError):
+            layer(torch.ones(shape, dtype=torch.uint8))
+
+
+def test_a_sparse_tensor_is_refused_with_what_to_do() -> None:
+    layer = nn.Linear(4, 6)
+    sparsify_(layer, 0.5, layers=[""])
+    with pytest.raises(TypeError, match=r"got torch.sparse_coo; of a sparse tensor give its \.to_dense\(\)"):
+        layer(torch.ones(2, 4).to_sparse())
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (5, 4), (2, 3, 4), (2, 1, 3, 4)])
+def test_a_linear_layers_output_is_laid_out_as_ever(backend: Backend, shape: tuple[int, ...]) -> None:
+    layer = nn.Linear(4, 6)
+    sparsify_(layer, 0.5, layers=[""], backend=backend)
+    output = layer(torch.randn(shape))
+    assert output.stride() == torch.empty(*shape[:-1], 6).stride()
+    output.view(-1, 3).square().sum().backward()
+    F.relu(layer(torch.randn(shape)), inplace=True).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def checkpointed(model: nn.Sequential, segments: int, use_reentrant: bool) -> Callable[[Tensor], Tensor]:
