@@ -24,6 +24,8 @@ INLINE bool is_positive(const uint8_t* positive, int64_t i) { return positive[i 
 
 }  // namespace
 
+// The corrected two-pass algorithm (Chan, Golub and LeVeque 1983): the first pass's mean is off by the rounding of its
+// float32 sums, and the second finds by how much. Without that a channel of equal numbers would have a spread.
 void batch_norm_statistics(const float* x, int64_t count, float* mean, float* variance) {
   double total = 0;
   for (int64_t begin = 0; begin < count; begin += STRETCH) {
@@ -39,21 +41,26 @@ void batch_norm_statistics(const float* x, int64_t count, float* mean, float* va
     for (; i < end; ++i) total += x[i];
   }
   const float center = (float)(total / count);
-  double squares = 0;
+  double squares = 0, rest = 0;
   for (int64_t begin = 0; begin < count; begin += STRETCH) {
     const int64_t end = begin + STRETCH < count ? begin + STRETCH : count;
-    Vec sums[CHAINS] = {};
+    Vec sums[CHAINS] = {}, rests[CHAINS] = {};
     int64_t i = begin;
     for (; i + CHAINS * LANES <= end; i += CHAINS * LANES)
       for (int c = 0; c < CHAINS; ++c) {
         const Vec d = load(x + i + c * LANES) - center;
         sums[c] += d * d;
+        rests[c] += d;
       }
-    for (int c = 0; c < CHAINS; ++c) squares += sum(sums[c]);
-    for (; i < end; ++i) squares += (double)(x[i] - center) * (x[i] - center);
+    for (int c = 0; c < CHAINS; ++c) squares += sum(sums[c]), rest += sum(rests[c]);
+    for (; i < end; ++i) {
+      const double d = x[i] - center;
+      squares += d * d, rest += d;
+    }
   }
-  *mean = center;
-  *variance = (float)(squares / count);
+  const double correction = rest / count, rounded = squares / count - correction * correction;
+  *mean = (float)(center + correction);
+  *variance = (float)(rounded < 0 ? 0 : rounded);  // keeps NaN
 }
 
 namespace {

@@ -77,6 +77,41 @@ def test_batch_norm_with_residual_and_relu_is_pytorchs(
         assert layer.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", [(32, 1, 8, 8), (64, 1, 32, 32), (3, 1, 5, 7)])
+@pytest.mark.parametrize("level", [0.1, 3.3, 100.3, 10000.1])
+def test_a_channel_of_equal_numbers_has_no_spread(isa: str, shape: tuple[int, ...], level: float) -> None:
+    layer = innermost.BatchNorm2d(1)
+    with instruction_set(isa):
+        y = layer(torch.full(shape, level))
+    assert not y.any()
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    torch.testing.assert_close(layer.running_mean, torch.tensor([0.1 * level]), rtol=1e-7, atol=0)
+    assert layer.running_var.item() == 1 + torch.tensor(0.1) * (0 - 1)  # moved a tenth of the way from 1 to 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("level", [3.3, 100.3, 10000.1])
+@pytest.mark.parametrize("spread", [1e-6, 1e-4, 1e-2])
+def test_a_narrow_channel_is_normalised_as_exactly_as_its_mean_can_be_held(
+    isa: str, level: float, spread: float
+) -> None:
+    x = level * (1 + spread * torch.randn(20, 1, 24, 24, generator=torch.Generator().manual_seed(0)))
+    exact, layer = nn.BatchNorm2d(1, momentum=1.0).double(), innermost.BatchNorm2d(1, momentum=1.0)
+    assert exact.running_var is not None
+    assert layer.running_var is not None
+    exact.running_var.zero_(), layer.running_var.zero_()  # else 1 + (variance - 1) would round it
+    expected = exact(x.double())
+    with instruction_set(isa):
+        y = layer(x)
+    eps = torch.finfo(torch.float32).eps
+    scale = 1 / (x.double().var(correction=0) + layer.eps).sqrt().item()
+    torch.testing.assert_close(y.double(), expected, rtol=16 * eps, atol=level * eps * scale + 16 * eps)
+    torch.testing.assert_close(layer.running_mean, exact.running_mean, rtol=eps, atol=0, check_dtype=False)
+    torch.testing.assert_close(layer.running_var, exact.running_var, rtol=1e-5, atol=0, check_dtype=False)
+
+
 @given(shapes, st.integers(1, 4), st.booleans(), seeds, st.integers(1, 4))
 @examples(60)
 def test_pooling_is_pytorchs_ties_included(
@@ -96,6 +131,26 @@ def test_pooling_is_pytorchs_ties_included(
             torch.autograd.backward(y, grad)
         torch.testing.assert_close(y, expected, rtol=0, atol=0)
         torch.testing.assert_close(ours.grad, expected_x.grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("dense", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3), (2, 3, 5, 5)),
+        (nn.Conv2d(4, 6, 1), (2, 3, 5, 5)),
+        (nn.Conv2d(4, 6, 3), (2, 4, 2, 5)),
+        (nn.BatchNorm2d(4), (2, 3, 5, 5)),
+        (nn.MaxPool2d(2), (2, 3, 5, 1)),
+    ],
+)
+def test_an_input_of_another_shape_is_refused_in_pytorchs_words(dense: nn.Module, shape: tuple[int, ...]) -> None:
+    with pytest.raises(RuntimeError) as expected:
+        dense(torch.ones(shape))
+    ours = copy.deepcopy(dense)
+    ours.__class__ = innermost.INNERMOST[type(dense)]
+    with pytest.raises(RuntimeError) as actual:
+        ours(torch.ones(shape))
+    assert str(actual.value) == str(expected.value)
 
 
 def test_what_follows_a_not_a_number_is_one() -> None:

@@ -1,13 +1,16 @@
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import zerofl
 from zerofl import SparseConv2d, SparseLinear, innermost, sparsify_
+from zerofl.layers import Backend
 from zerofl.models import LeafCNN, ResNet18
 
 
@@ -116,9 +119,16 @@ def test_bad_arguments_are_named(arguments: dict[str, object], message: str) -> 
 
 
 def test_a_subclass_with_its_own_forward_is_left_alone() -> None:
-    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 20), nn.Linear(20, 1))
     assert sparsify_(model) == ["1"]
     with pytest.raises(ValueError, match=r"is a Doubled; only nn\.Conv2d and nn\.Linear themselves"):
+        sparsify_(model, layers=["0"])
+
+
+def test_complex_weights_have_no_top_k() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, dtype=torch.complex64), nn.Linear(4, 20), nn.Linear(20, 1))
+    assert sparsify_(model) == ["1"]
+    with pytest.raises(ValueError, match=r"layer '0' has weights of torch.complex64; only real ones"):
         sparsify_(model, layers=["0"])
 
 
@@ -189,6 +199,155 @@ def test_a_compiled_model_trains_and_evaluates_alike_at_every_batch_size() -> No
     with torch.no_grad():
         model.eval()
         torch.testing.assert_close(compiled(x), plain.eval()(x))
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(4, 6),
+    "conv": lambda: nn.Conv2d(4, 6, 3, padding=1),
+    "unpadded": lambda: nn.Conv2d(4, 6, 3, dilation=2, bias=False),
+    "same": lambda: nn.Conv2d(4, 6, 3, padding="same"),
+    "reflect": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "grouped": lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2),
+}
+OTHER_TYPES = [
+    torch.uint8, torch.int64, torch.bool, torch.float64, torch.float16, torch.bfloat16, torch.complex64
+]  # fmt: skip
+# Inputs that the dense layer refuses, and some that it takes.
+INPUTS: dict[str, list[object]] = {
+    "linear": [
+        *(torch.ones(2, 4, dtype=dtype) for dtype in OTHER_TYPES),
+        *(torch.ones(shape) for shape in [(2, 5), (6, 2), (2, 8), (5,), (), (0,), (0, 5), (2, 0), (2, 4, 3)]),
+        *(torch.ones(shape) for shape in [(4,), (1, 4), (0, 4), (2, 0, 4), (2, 3, 4)]),
+        None, "x", [1.0, 2.0, 3.0, 4.0], torch.ones(2, 4, device="meta"),
+    ],
+    "conv": [
+        *(torch.ones(2, 4, 5, 5, dtype=dtype) for dtype in OTHER_TYPES),
+        *(torch.ones(shape) for shape in [(2, 3, 5, 5), (3, 5, 5), (), (5,), (4, 5), (1, 2, 4, 5, 5), (2, 8, 5, 5)]),
+        *(torch.ones(shape) for shape in [(0, 3, 5, 5), (2, 4, 0, 5), (2, 4, 5, 0), (2, 0, 5, 5), (4, 0, 5), (0,)]),
+        *(torch.ones(shape) for shape in [(2, 4, 5, 5), (4, 5, 5), (2, 4, 1, 1), (2, 4, 4, 5), (0, 4, 5, 5)]),
+        None, "x",
+    ],
+}  # fmt: skip
+
+
+def outcome(layer: nn.Module, input: object) -> object:
+    try:
+        return list(layer(input).shape)
+    except Exception as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_what_the_dense_layer_refuses_is_refused_in_its_words(kind: str, backend: Backend, with_grad: bool) -> None:
+    if (kind, backend) == ("grouped", "native"):
+        pytest.skip("which the kernels do not do")
+    refused = 0
+    for input in INPUTS.get(kind, INPUTS["conv"]):
+        dense = LAYERS[kind]()
+        ours = copy.deepcopy(dense)
+        sparsify_(ours, 0.5, layers=[""], topk_period=2, backend=backend)
+        with torch.set_grad_enabled(with_grad):
+            expected = outcome(dense, input)
+            assert outcome(ours, input) == expected
+        if isinstance(expected, tuple):
+            refused += 1
+            assert ours.training_steps == 0
+    assert refused > 10
+
+
+def test_what_autocast_casts_is_taken() -> None:
+    for layer, shape in ((nn.Linear(4, 6), (2, 4)), (nn.Conv2d(4, 6, 3), (2, 4, 5, 5))):
+        sparsify_(layer, 0.5, layers=[""])
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert layer(torch.ones(shape, dtype=dtype)).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError):
+            layer(torch.ones(shape, dtype=torch.uint8))
+
+
+def test_a_sparse_tensor_is_refused_with_what_to_do() -> None:
+    layer = nn.Linear(4, 6)
+    sparsify_(layer, 0.5, layers=[""])
+    with pytest.raises(TypeError, match=r"got torch.sparse_coo; of a sparse tensor give its \.to_dense\(\)"):
+        layer(torch.ones(2, 4).to_sparse())
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (5, 4), (2, 3, 4), (2, 1, 3, 4)])
+def test_a_linear_layers_output_is_laid_out_as_ever(backend: Backend, shape: tuple[int, ...]) -> None:
+    layer = nn.Linear(4, 6)
+    sparsify_(layer, 0.5, layers=[""], backend=backend)
+    output = layer(torch.randn(shape))
+    assert output.stride() == torch.empty(*shape[:-1], 6).stride()
+    output.view(-1, 3).square().sum().backward()
+    F.relu(layer(torch.randn(shape)), inplace=True).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def checkpointed(model: nn.Sequential, segments: int, use_reentrant: bool) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        length = -(-len(model) // segments)
+        for begin in range(0, len(model), length):
+            x = checkpoint(model[begin : begin + length], x, use_reentrant=use_reentrant)
+        return x
+
+    return forward
+
+
+def mlp(layer_used_twice: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    second = nn.Linear(30, 30)
+    third = second if layer_used_twice else nn.Linear(30, 30)
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), second, nn.ReLU(), third, nn.ReLU(), nn.Linear(30, 3))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(("segments", "layer_used_twice"), [(1, False), (3, False), (2, True)])
+def test_gradient_checkpointing_changes_nothing(
+    use_reentrant: bool, backend: Backend, segments: int, layer_used_twice: bool
+) -> None:
+    plain = mlp(layer_used_twice)
+    sparsify_(plain, 0.8, backend=backend)
+    ours = copy.deepcopy(plain)
+    for step in range(3):
+        x = torch.randn(8, 20, generator=torch.Generator().manual_seed(step), requires_grad=True)
+        outputs = []
+        for model, forward in ((plain, plain), (ours, checkpointed(ours, segments, use_reentrant))):
+            model.zero_grad()
+            outputs.append(forward(x))
+            outputs[-1].square().sum().backward()
+            torch.optim.SGD(model.parameters(), 0.01).step()
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+        for expected, actual in zip(plain.parameters(), ours.parameters(), strict=True):
+            torch.testing.assert_close(actual.grad, expected.grad, rtol=0, atol=0)
+    assert zerofl.realised_sparsity(ours) == zerofl.realised_sparsity(plain)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_gradient_checkpointing_with_a_period_is_refused(use_reentrant: bool, backend: Backend) -> None:
+    model = mlp()
+    sparsify_(model, 0.8, topk_period=3, backend=backend)
+    output = checkpointed(model, 1, use_reentrant)(torch.randn(8, 20, requires_grad=True))
+    with pytest.raises(RuntimeError, match=r"topk_period = 3 with gradient checkpointing.* with topk_period=1"):
+        output.sum().backward()  # type: ignore[no-untyped-call]
+    output = checkpointed(model.eval(), 1, use_reentrant)(torch.randn(8, 20, requires_grad=True))
+    output.sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_an_empty_batch_is_no_step() -> None:
+    layer = nn.Linear(4, 2)
+    sparsify_(layer, 0.5, layers=[""], topk_period=2)
+    layer(torch.empty(0, 4)).sum().backward()
+    x = torch.randn(3, 4)
+    for _ in range(2):  # the first takes the thresholds, the second uses them
+        layer.weight.grad = None
+        layer(x).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.weight.grad.any()
+    assert layer.training_steps == 2
 
 
 def test_a_sparse_model_can_be_saved_and_copied() -> None:

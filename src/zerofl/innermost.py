@@ -5,6 +5,7 @@ kernels cannot work (another device or dtype), they are exactly PyTorch's.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class Conv2d(nn.Conv2d):
             self.groups != 1
             or self.padding_mode != "zeros"
             or isinstance(self.padding, str)
+            or not takes_shape(self, input)
             or input.dim() != 4
             or not native.takes(input, self.weight, self.bias)
         ):
@@ -44,7 +46,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """relu(norm(input) + residual): all [N, C, H, W]."""
         batch_statistics = self.training or self.running_mean is None
-        fast = input.dim() == 4 and native.takes(input, residual, self.weight, self.bias, self.running_mean)
+        fast = input.dim() == 4 and input.shape[1] == self.num_features
+        fast = fast and native.takes(input, residual, self.weight, self.bias, self.running_mean)
         if not fast or (not batch_statistics and torch.is_grad_enabled()):
             y: Tensor = super().forward(input)
             y = y if residual is None else y + residual
@@ -81,6 +84,20 @@ class MaxPool2d(nn.MaxPool2d):
         if input.dim() == 4 and min(input.shape[2:]) >= self.kernel_size and native.takes(input):  # type: ignore[operator]
             return _max_pool(input, self.kernel_size, relu)  # type: ignore[no-any-return]
         return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
+
+
+def takes_shape(convolution: nn.Conv2d, input: Any) -> bool:
+    """Whether `input`, a tensor [N, C, H, W] or [C, H, W], has the convolution's channels, and room for its kernel."""
+    if not isinstance(input, Tensor) or input.dim() not in (3, 4) or input.numel() == 0:
+        return False
+    left, right, top, bottom = convolution._reversed_padding_repeated_twice
+    channels, height, width = input.shape[-3:]
+    (kernel_height, kernel_width), (row, column) = convolution.kernel_size, convolution.dilation
+    return (
+        channels == convolution.in_channels
+        and height + top + bottom > row * (kernel_height - 1)
+        and width + left + right > column * (kernel_width - 1)
+    )
 
 
 def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,9 @@
 """Sparse layers, and `sparsify_`, which turns a dense model's layers into them in place."""
 
+import inspect
+import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -9,9 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerofl import innermost, native, swat
-from zerofl.topk import count_active, count_top_k, top_k_threshold
+from zerofl.default_layers import default_by_shape
+from zerofl.topk import count_active, count_top_k, keep_active, top_k_threshold
 
 Backend = Literal["auto", "native", "reference"]
+_log = logging.getLogger(__name__)
+
+
+_BAKE = "call zerofl.bake_(model), which makes its sparse layers plain ones with their top-k weights"
+
+
+def _refuse_export() -> None:
+    raise RuntimeError(f"sparse layers cannot be traced or exported; first {_BAKE}")
+
+
+# Where torch.export traces the model's code itself, it tells this reason instead of the error.
+if "reason" in inspect.signature(torch.compiler.disable).parameters:
+    _refuse_export = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        _refuse_export, reason=f"sparse layers: first {_BAKE}"
+    )
 
 
 class _TopK:
@@ -28,13 +47,53 @@ class _TopK:
     weight_threshold: Tensor | float | None
     activation_threshold: Tensor | float | None
 
+    def _takes_shape(self, input: Tensor) -> bool:
+        raise NotImplementedError
+
+    def _check(self, input: Any) -> None:
+        """Raise what the dense layer raises for this input, if anything, before anything of the layer has changed.
+
+        Raises:
+            RuntimeError: besides, the model is being traced or exported.
+        """
+        if native.is_exporting():
+            _refuse_export()
+        if not (_is_like(input, self.weight) and self._takes_shape(input)):
+            self._ask_dense(input)
+
+    def __prepare_scriptable__(self) -> None:  # torch.jit.script calls it
+        _refuse_export()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _ask_dense(self, input: Any) -> None:
+        with torch.no_grad():
+            super().forward(input)  # type: ignore[misc]
+        if not isinstance(input, Tensor) or input.layout != torch.strided:
+            kind = input.layout if isinstance(input, Tensor) else type(input).__name__
+            raise TypeError(
+                f"a sparse layer takes a dense torch.Tensor, got {kind}; of a sparse tensor give its .to_dense(), and "
+                f"before tracing {_BAKE}"
+            )
+
     def _is_fresh(self) -> bool:
         """Whether this call takes its thresholds anew; counts the training steps.
 
         In training that is every `topk_period` steps; outside training always.
+
+        Raises:
+            RuntimeError: gradient checkpointing with a period above 1. The backward pass then repeats this call, and
+                nothing tells which of the earlier ones it repeats, so neither which thresholds that had.
         """
         if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad):
             return True
+        if torch._C._current_graph_task_id() != -1:  # within a backward pass
+            if self.topk_period > 1:
+                raise RuntimeError(
+                    f"topk_period = {self.topk_period} with gradient checkpointing: the repeated forward pass would "
+                    "take other thresholds than the first one did. Call sparsify_ with topk_period=1, or leave this "
+                    "layer out of torch.utils.checkpoint"
+                )
+            return True  # the weights are those of the first pass, and so are the thresholds; no step to count
         fresh = self.weight_threshold is None or self.training_steps % self.topk_period == 0
         self.training_steps += 1
         return fresh
@@ -46,13 +105,14 @@ class _TopK:
 
         The input's K counts the whole batch tensor.
         """
-        if not self._is_fresh():
+        counts = input.numel() > 0  # an empty batch is no step, and has no threshold for the next one
+        if counts and not self._is_fresh():
             return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
         weight_threshold = top_k_threshold(self.weight, count_top_k(self.weight.numel(), self.sparsity))
         activation_threshold = None
         if torch.is_grad_enabled() and self.weight.requires_grad:
             activation_threshold = top_k_threshold(input, count_top_k(input.numel(), self.activation_sparsity))
-            if self.training:
+            if self.training and counts:
                 self.weight_threshold, self.activation_threshold = weight_threshold, activation_threshold
         return weight_threshold, activation_threshold
 
@@ -92,9 +152,10 @@ class _TopK:
             return False
         if supported is None and native.takes(*tensors):
             return True
-        if self.backend == "native":
+        empty = any(t is not None and t.numel() == 0 for t in tensors)  # of which the kernels have nothing to compute
+        if self.backend == "native" and not empty:
             raise RuntimeError(
-                "backend='native' does float32 tensors with entries on the CPU, outside autocast and with groups=1; "
+                "backend='native' does float32 tensors on the CPU, outside autocast and with groups=1; "
                 f"got {supported or _describe(tensors)}; use backend='auto' to fall back to the reference"
             )
         return False
@@ -116,6 +177,7 @@ class SparseConv2d(_TopK, nn.Conv2d):
 
         With `keep`, which is for `innermost.fork`, returns every stride-th position of the input too.
         """
+        self._check(input)
         if input.dim() == 3:
             outputs = self.forward(input.unsqueeze(0), keep)
             return tuple(x.squeeze(0) for x in outputs) if keep else outputs.squeeze(0)
@@ -145,6 +207,9 @@ class SparseConv2d(_TopK, nn.Conv2d):
             )
         return (output, original[:, :, :: self.stride[0], :: self.stride[1]]) if keep else output
 
+    def _takes_shape(self, input: Tensor) -> bool:
+        return innermost.takes_shape(self, input)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _native(self, input: Tensor, padding: Sequence[int], unpadded: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._convolve(input, self.weight, self.stride, padding, self.dilation, unpadded)
@@ -159,18 +224,23 @@ class SparseLinear(_TopK, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Input [..., I] -> output [..., O]."""
+        self._check(input)
         if self._is_native(input, self.weight, self.bias):
             return self._native(input)  # type: ignore[no-any-return]
         return swat.Linear.apply(  # type: ignore[no-any-return,no-untyped-call]
             input, self.weight, self.bias, *self._thresholds(input)
         )
 
+    def _takes_shape(self, input: Tensor) -> bool:
+        return input.shape[-1:] == (self.in_features,)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _native(self, input: Tensor) -> Tensor:
         # A 1x1 convolution of images of one position: [rows, I] lies batch innermost as [I, rows].
         rows = input.reshape(-1, self.in_features, 1, 1)
         output, _ = self._convolve(rows, self.weight[:, :, None, None])
-        return output.flatten(1).reshape(*input.shape[:-1], self.out_features)
+        # Laid out as nn.Linear's, so that .view() works behind it; of a few numbers this copy takes no time.
+        return output.flatten(1).contiguous().view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """The dense layer's, and the sparsity."""
@@ -187,7 +257,16 @@ _SPARSE_CLASS: dict[type[nn.Module], type[SparseConv2d] | type[SparseLinear]] = 
 }
 
 
-_PLAIN_CLASS = {double: plain for plain, double in innermost.INNERMOST.items()}
+_PLAIN_CLASS: dict[type[nn.Module], type[nn.Module]] = {
+    **{double: plain for plain, double in innermost.INNERMOST.items()},
+    SparseConv2d: nn.Conv2d,
+    SparseLinear: nn.Linear,
+}
+_SETTINGS = (
+    "sparsity", "activation_sparsity", "topk_period", "backend", "training_steps", "weight_threshold",
+    "activation_threshold",
+)  # fmt: skip
+_FUSED = "zerofl_activation_relu_or_gelu"  # where a transformer layer's own is kept
 
 
 def sparsify_(
@@ -211,21 +290,28 @@ def sparsify_(
         sparsity: fraction of each layer's weights that is zero in a forward pass, in [0, 1).
         activation_sparsity: the same of the layer's input in the weight gradient; `sparsity` unless given.
         layers: qualified names of the layers to swap. Default: `model.sparse_layers` where the model names them (those
-            of `zerofl.models` name the paper's), else every convolution with a kernel above 1x1 and every linear,
-            except the first convolution and the last linear.
+            of `zerofl.models` name the paper's), else every linear but the last and every convolution above 1x1 but the
+            first; in a model with depthwise convolutions not these but the 1x1 ones (`default_by_shape` has the rule);
+            and no layer whose weight another module uses. It warns if these have less than half of the parameters.
         topk_period: forward passes in training between two computations of a layer's thresholds. Above 1 the sparsity
-            drifts in between: see `realised_sparsity`.
+            drifts in between (see `realised_sparsity`), and gradient checkpointing is refused: a pass that the backward
+            pass repeats could not have the thresholds of the first one.
         backend: "native" computes with the non-zeros only, on the CPU in float32; "reference" with masks in plain
             PyTorch, anywhere; "auto" is native where it can be. Both give the same up to rounding. With the native
             kernels, the model's plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` become those of
             `zerofl.innermost` if a convolution was made sparse: the same layers, without moving data in between.
+            Their outputs then lie in memory with the batch innermost, in whatever memory format the input or the model
+            is: behind them `.view()` of several dimensions at once fails, `.flatten()` and `.reshape()` work.
+
+    A weight that several modules share stays one parameter. A layer that is named here takes the top-k part of it, a
+    module that is not, such as an embedding, all of it; the gradient is the sum of both.
 
     Returns:
         The names of the swapped layers, in the model's order.
 
     Raises:
-        ValueError: a sparsity or period out of range, a name that is not a convolution or linear of the model, or no
-            layer to swap.
+        ValueError: a sparsity or period out of range, a name that is not a convolution or linear of the model or has
+            complex weights, or no layer to swap.
     """
     activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
     for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
@@ -251,6 +337,10 @@ def sparsify_(
                 f"layer {name!r} is a {type(modules[name]).__name__}; only nn.Conv2d and nn.Linear themselves can be "
                 "made sparse (a subclass has a forward of its own)"
             )
+        if not modules[name].weight.is_floating_point():
+            raise ValueError(
+                f"layer {name!r} has weights of {modules[name].weight.dtype}; only real ones can be made sparse"
+            )
     if not names:
         raise ValueError("no layer to make sparse: name them with layers=[...]")
 
@@ -267,10 +357,62 @@ def sparsify_(
     _disable_fused_transformer_paths(model)
     if backend == "reference":
         for module in model.modules():  # what an earlier call may have made of them
-            module.__class__ = _PLAIN_CLASS.get(type(module), type(module))
+            if type(module) in innermost.INNERMOST.values():
+                module.__class__ = _PLAIN_CLASS[type(module)]
     else:
         _use_native_layout(model)
+    _report_share(model, names, layers is None and getattr(model, "sparse_layers", None) is None)
     return names
+
+
+def densify_(model: nn.Module) -> list[str]:
+    """Undo `sparsify_` in place: the layers are PyTorch's own again, with the weights that training has left.
+
+    Those are the dense ones, which an inactive weight is part of; see `bake_` for the top-k ones. Parameters and hooks
+    stay, so an optimiser made before still holds.
+
+    Returns:
+        The names of the layers that were sparse, in the model's order.
+    """
+    names = [name for name, _ in sparse_layers(model)]
+    for module in model.modules():
+        if type(module) in _SPARSE_CLASS.values():
+            for setting in _SETTINGS:
+                delattr(module, setting)
+        module.__class__ = _PLAIN_CLASS.get(type(module), type(module))
+        if _FUSED in vars(module):
+            module.activation_relu_or_gelu = vars(module).pop(_FUSED)
+    return names
+
+
+def bake_(model: nn.Module) -> list[str]:
+    """Make the sparse layers PyTorch's own in place, with their top-k weights and zeros: for export and deployment.
+
+    The model then gives what the sparse one gives in evaluation, and works with `torch.export`, `torch.jit` and
+    `torch.onnx`. What is no top-k weight is lost, so bake a `copy.deepcopy` of a model that is to learn on. The layers'
+    weights are new parameters, which an optimiser made before does not hold; a module that shared one keeps the old.
+
+    Returns:
+        The names of the layers that were sparse, in the model's order.
+
+    Raises:
+        ValueError: a weight that another parameter is the source of, as with weight normalisation or pruning.
+    """
+    layers = dict(sparse_layers(model))
+    weights = {name: layer.weight for name, layer in layers.items()}
+    if computed := [name for name, layer in layers.items() if "weight" not in layer._parameters]:
+        raise ValueError(
+            f"the weights of {', '.join(computed)} are computed from other parameters before each call; make them "
+            "parameters first, for example with torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
+        )
+    baked: dict[tuple[int, float], nn.Parameter] = {}
+    for name, layer in layers.items():
+        weight, key = weights[name].detach(), (id(weights[name]), layer.sparsity)
+        if key not in baked:  # layers that share a weight go on doing so
+            threshold = top_k_threshold(weight, count_top_k(weight.numel(), layer.sparsity))
+            baked[key] = nn.Parameter(keep_active(weight, threshold), weights[name].requires_grad)
+        layer.weight = baked[key]
+    return densify_(model)
 
 
 def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv2d | SparseLinear]]:
@@ -297,12 +439,28 @@ def _default_layers(model: nn.Module) -> list[str]:
     named = getattr(model, "sparse_layers", None)
     if named is not None:
         return list(named)
-    candidates = {name: module for name, module in model.named_modules() if type(module) in _SPARSE_CLASS}
-    convolutions = [name for name, module in candidates.items() if isinstance(module, nn.Conv2d)]
-    linears = [name for name, module in candidates.items() if isinstance(module, nn.Linear)]
-    dense = {*convolutions[:1], *linears[-1:]}
-    dense |= {name for name in convolutions if tuple(candidates[name].kernel_size) == (1, 1)}
-    return [name for name in candidates if name not in dense]
+    holders = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    layers = {name: module for name, module in model.named_modules() if type(module) in _SPARSE_CLASS}
+    weights: dict[str, Tensor] = {name: layer.weight for name, layer in layers.items()}
+    return [
+        name
+        for name in default_by_shape({name: weight.shape for name, weight in weights.items()})
+        if holders[id(weights[name])] <= 1 and weights[name].is_floating_point()
+    ]
+
+
+def _report_share(model: nn.Module, names: list[str], chosen_by_default: bool) -> None:
+    """Log the part of the parameters that the sparse layers' weights are; warn where the default choice has few."""
+    total = sum(p.numel() for p in model.parameters() if not isinstance(p, nn.UninitializedParameter))
+    weights = {id(layer.weight): layer.weight.numel() for _, layer in sparse_layers(model)}
+    percent = 100 * sum(weights.values()) / max(1, total)
+    _log.info("sparsify_: %.1f %% of the model's parameters, in %s", percent, ", ".join(names))
+    if chosen_by_default and percent < 50:
+        warnings.warn(
+            f"sparsify_ took {percent:.1f} % of the model's parameters by default (in {', '.join(names)}); the rest is "
+            "trained and sent densely. Name the layers to take with layers=[...], which also silences this",
+            stacklevel=3,
+        )
 
 
 def _use_native_layout(model: nn.Module) -> None:
@@ -320,6 +478,18 @@ def _use_native_layout(model: nn.Module) -> None:
                 module.__class__ = innermost.INNERMOST[type(module)]
 
 
+def _is_like(input: Any, weight: Tensor) -> bool:
+    """Whether `input` is a tensor on the weight's device and of its type, or of one that autocast casts to the same."""
+    if not isinstance(input, Tensor) or input.layout != torch.strided or input.device != weight.device:
+        return False
+    return input.dtype == weight.dtype or (
+        torch.is_autocast_enabled(input.device.type) and {input.dtype, weight.dtype} <= _AUTOCAST
+    )
+
+
+_AUTOCAST = {torch.float32, torch.float16, torch.bfloat16}
+
+
 def _describe(tensors: Iterable[Tensor | None]) -> str:
     return ", ".join(f"{t.dtype} {tuple(t.shape)} on {t.device}" for t in tensors if t is not None)
 
@@ -328,4 +498,5 @@ def _disable_fused_transformer_paths(model: nn.Module) -> None:
     """Keep evaluation sparse where PyTorch would read `linear1.weight` itself and never call the sparse layer."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and any(sparse_layers(module)):
+            vars(module).setdefault(_FUSED, module.activation_relu_or_gelu)
             module.activation_relu_or_gelu = 0  # the documented reason for which it takes the ordinary path

@@ -12,7 +12,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +69,19 @@ def seconds() -> dict[str, float]:
     return _native.seconds()
 
 
+def is_exporting() -> bool:
+    """Whether torch.jit.trace, torch.onnx or torch.export is recording the model."""
+    return torch.jit.is_tracing() or _is_exporting()  # type: ignore[attr-defined,no-untyped-call]
+
+
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 does not tell
+
+
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernels can work on these: float32 with entries, on the CPU, outside autocast and fake tensors."""
     return (
         UNAVAILABLE is None
+        and not is_exporting()
         and not torch.is_autocast_enabled("cpu")
         and all(
             t is None or (type(t) in _PLAIN and t.device.type == "cpu" and t.dtype == torch.float32 and t.numel() > 0)

@@ -80,7 +80,9 @@ class Linear(torch.autograd.Function):
         weight_top_k = keep_active(weight, weight_threshold)
         input_top_k = None if activation_threshold is None else keep_active(input, activation_threshold)
         ctx.save_for_backward(weight_top_k, input_top_k)
-        return F.linear(input, weight_top_k, bias)
+        output = F.linear(input, weight_top_k, bias)
+        # Of other than two dimensions that is a view, which nothing behind the Function could change in place.
+        return torch.ops.aten._unsafe_view(output, output.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable

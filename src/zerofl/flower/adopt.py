@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from zerofl.default_layers import default_by_shape
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
 from zerofl.rng import rng
 from zerofl.uplink import UPLINKS, Sparse, State, Update, make_update
@@ -48,9 +49,8 @@ def uplink_mod(
         sparsity: that of `sparsify_`; the top (1 - sparsity + mask_ratio) of each sparse layer is sent.
         mask_ratio: how much more than the top K is sent.
         layers: the names that `sparsify_` returned. Default: those that it takes by default, told by the shapes of the
-            arrays: kernels above 1x1 and matrices named `weight`, except the first kernel and the last matrix. With
-            layers of other kinds whose weights look alike (an embedding, a transposed convolution, attention) give the
-            names.
+            kernels and matrices named `weight` (see `zerofl.default_layers`). With layers of other kinds whose weights
+            look alike (an embedding, a transposed convolution, attention), or two that share one, give the names.
         values: one of `zerofl.wire.VALUES`.
         seed: of the rounding of int8.
 
@@ -102,11 +102,13 @@ def uplink_mod(
 
 def sparse_by_shape(state: Mapping[str, torch.Tensor]) -> list[str]:
     """The tensors that `sparsify_` would make sparse by default, as far as their shapes tell."""
-    weights = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] == "weight"}
-    kernels = [name for name, tensor in weights.items() if tensor.dim() == 4]
-    matrices = [name for name, tensor in weights.items() if tensor.dim() == 2]
-    dense = {*kernels[:1], *matrices[-1:]} | {name for name in kernels if state[name].shape[2:] == (1, 1)}
-    return [name for name in state if name in {*kernels, *matrices} - dense]
+    return default_by_shape(
+        {
+            name: tensor.shape
+            for name, tensor in state.items()
+            if name.rpartition(".")[2] == "weight" and tensor.dim() in (2, 4)
+        }
+    )
 
 
 class SparseUplink(Strategy):
