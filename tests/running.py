@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 from flwr.clientapp import ClientApp
 
 from zerofl.experiment import Experiment
@@ -27,7 +28,8 @@ def run(experiment: Experiment, directory: Path, client: ClientApp = client_app,
 
 
 def model_bytes(directory: Path) -> bytes:
-    return (directory / "model.safetensors").read_bytes()
+    """The final model's tensors: the file without its metadata, which tells the run's settings."""
+    return safetensors.torch.save(safetensors.torch.load_file(directory / "model.safetensors"))
 
 
 def without_times(directory: Path) -> list[dict[str, Any]]:
