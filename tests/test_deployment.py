@@ -80,7 +80,7 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A SuperLink with two registered keys; no node yet."""
-    d = Deployment(tmp_path_factory.mktemp("deployment"))
+    d = Deployment(tmp_path_factory.mktemp("a deployment"))
     try:
         d.run(d.find("python examples/deployment/certificates.py"))
         d.start(d.find("flower-superlink"), log="superlink.log")
@@ -95,7 +95,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 @pytest.fixture(scope="module")
 def datas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two nodes' own data, of different length."""
-    folders = [tmp_path_factory.mktemp(f"data-{node}") for node in (1, 2)]
+    folders = [tmp_path_factory.mktemp(f"data of {node}") for node in (1, 2)]
     for folder, per_batch in zip(folders, (20, 30), strict=True):
         write_cifar_python(folder / "cifar-10-batches-py", per_batch)
     return folders
@@ -134,7 +134,7 @@ def test_the_page_is_played_and_ends_in_the_weights_of_one_process(
 def test_a_stranger_is_refused(
     change: tuple[str, str], cause: str, deployment: Deployment, request: pytest.FixtureRequest
 ) -> None:
-    deployment.run("python examples/deployment/certificates.py stranger $HOST node-3")
+    deployment.run("python examples/deployment/certificates.py stranger \"$HOST\" node-3")
     command = deployment.find("flower-supernode", "node-1")
     assert change[0] in command
     log = f"{request.node.callspec.id.replace(' ', '-')}.log"
