@@ -16,6 +16,7 @@ from torch import nn
 
 from zerofl.flower import SparseUplink, uplink_mod
 from zerofl.flower.engines import InProcessGrid
+from zerofl.flower.messages import payload_record
 from zerofl.topk import count_top_k
 from zerofl.uplink import UPLINKS, Sparse, make_update, tied
 from zerofl.wire import VALUES, decode, encode, schema_of
@@ -366,6 +367,18 @@ def test_each_round_shows_what_came_up(caplog: pytest.LogCaptureFixture) -> None
             f"round {round}: 3 updates came up in {sent / 1e6:.2f} MB; whole models are {whole / 1e6:.2f} MB, "
             f"{whole / sent:.1f} times as much" in caplog.text
         )
+
+
+def test_a_payload_of_nothing_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    def empty(message: Message, context: Context, call_next: Any) -> Message:
+        reply: Message = call_next(message, context)
+        reply.content["arrays"] = payload_record(b"")
+        return reply
+
+    strategy = SparseUplink(FedAvg())
+    start(strategy, ArrayRecord(Tied().state_dict()), lambda arrays, client: arrays, empty, rounds=1)
+    assert strategy.uplink_bytes == {1: 0}
+    assert "is left out: the payload ends within the header" in caplog.text
 
 
 @pytest.mark.parametrize(

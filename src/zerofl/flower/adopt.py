@@ -223,7 +223,7 @@ class SparseUplink(Strategy):
                 node = reply.metadata.src_node_id
                 _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
         self.uplink_bytes[server_round] = sum(sizes)
-        if sizes:
+        if sum(sizes):
             whole = self._schema.dense_bytes * len(sizes)
             _log.info(
                 "round %d: %d updates came up in %.2f MB; whole models are %.2f MB, %.1f times as much",
