@@ -10,10 +10,11 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from tests.running import experiment_of, model_bytes, run, without_times
+from zerofl.experiment import Experiment
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import FIRST_CLIENT_NODE_ID, EngineError, InProcessGrid
 from zerofl.flower.messages import read_payload, train_reply
-from zerofl.flower.server_app import RoundError, nodes_by_client, serve
+from zerofl.flower.server_app import RoundError, _wait_for_nodes, nodes_by_client, serve
 from zerofl.results import open_run, read_lines, read_summary
 from zerofl.uplink import UPLINKS
 
@@ -246,8 +247,52 @@ def test_a_diverged_server_model_stops_the_run(cifar_root: Path, tmp_path: Path)
 def test_too_few_nodes_stop_the_run(cifar_root: Path, tmp_path: Path) -> None:
     experiment = experiment_of(cifar_root, reply_timeout_seconds=0.1)
     checkpoint = open_run(tmp_path, experiment)
-    with pytest.raises(RoundError, match="has 5 clients, but only 3 nodes came"):
+    with pytest.raises(RoundError, match="has 5 clients, but only 3 nodes came within 0.1 s; .*'num-supernodes=5'"):
         serve(InProcessGrid(client_app, 3), experiment, tmp_path, checkpoint, lambda record: None)
+
+
+class Clock:
+    """A `time` in which only sleeping takes time."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_nodes_that_are_missing_are_told_within_seconds(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two of ten nodes for 40 s, then all: a word after 5 s and one 30 s later, each with what to do."""
+    clock = Clock()
+
+    class Late(InProcessGrid):
+        def get_node_ids(self) -> list[int]:
+            return super().get_node_ids()[: 10 if clock.now > 40 else 2]
+
+    monkeypatch.setattr("zerofl.flower.server_app.time", clock)
+    experiment = Experiment(clients=10, clients_per_round=5)
+    nodes = _wait_for_nodes(Late(client_app, 10), experiment)
+    assert list(nodes) == list(range(10))
+    words = [record.getMessage() for record in caplog.records if "waiting for nodes" in record.getMessage()]
+    assert (
+        words
+        == [
+            "waiting for nodes: 2 of 10 are there, a node for each client; in a simulation, flwr run with "
+            "--federation-config 'num-supernodes=10'; in a deployment, start 8 more SuperNodes; or set clients=2 "
+            "clients_per_round=2 in the run config"
+        ]
+        * 2
+    )
+
+
+def test_nodes_that_come_soon_are_no_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("zerofl.flower.server_app.time", Clock())
+    _wait_for_nodes(InProcessGrid(client_app, 10), Experiment(clients=10))
+    assert "waiting for nodes" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,15 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.exports, *self.commands = play.commands()
+        self.played: set[str] = set()
         self.port, self.node_ports = free_port(), iter(lambda: free_port(), 0)
         self.servers: list[subprocess.Popen[bytes]] = []
         play.prepare(folder)
 
     def find(self, beginning: str, containing: str = "") -> str:
+        """The one command that begins and goes on so, to be played."""
         (command,) = [c for c in self.commands if c.startswith(beginning) and containing in c]
+        self.played.add(command)
         return command
 
     def environment(self, data: Path) -> dict[str, str]:
@@ -80,7 +83,7 @@ class Deployment:
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """A SuperLink with two registered keys; no node yet."""
-    d = Deployment(tmp_path_factory.mktemp("deployment"))
+    d = Deployment(tmp_path_factory.mktemp("a deployment"))
     try:
         d.run(d.find("python examples/deployment/certificates.py"))
         d.start(d.find("flower-superlink"), log="superlink.log")
@@ -95,7 +98,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 @pytest.fixture(scope="module")
 def datas(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two nodes' own data, of different length."""
-    folders = [tmp_path_factory.mktemp(f"data-{node}") for node in (1, 2)]
+    folders = [tmp_path_factory.mktemp(f"data of {node}") for node in (1, 2)]
     for folder, per_batch in zip(folders, (20, 30), strict=True):
         write_cifar_python(folder / "cifar-10-batches-py", per_batch)
     return folders
@@ -115,7 +118,9 @@ def test_the_page_is_played_and_ends_in_the_weights_of_one_process(
 ) -> None:
     """Two rounds over TLS with two authenticated nodes, one thread: bit for bit the in-process run's model."""
     deployment.run(deployment.find("flwr run"))
-    assert json.loads(deployment.output("flwr list --format json"))["runs"][0]["status"] == "finished:completed"
+    listed = deployment.output(deployment.find("flwr list"))
+    assert json.JSONDecoder().raw_decode(listed)[0]["runs"][0]["status"] == "finished:completed"
+    assert deployment.played == {*deployment.commands}, "a command of the page that is not played"
     directory = deployment.folder / "runs" / "run"
     assert read_summary(directory)["failures"] == 0
     experiment = read_experiment(directory)
@@ -134,7 +139,7 @@ def test_the_page_is_played_and_ends_in_the_weights_of_one_process(
 def test_a_stranger_is_refused(
     change: tuple[str, str], cause: str, deployment: Deployment, request: pytest.FixtureRequest
 ) -> None:
-    deployment.run("python examples/deployment/certificates.py stranger $HOST node-3")
+    deployment.run('python examples/deployment/certificates.py stranger "$HOST" node-3')
     command = deployment.find("flower-supernode", "node-1")
     assert change[0] in command
     log = f"{request.node.callspec.id.replace(' ', '-')}.log"

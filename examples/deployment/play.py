@@ -6,6 +6,7 @@ The page's blocks marked `sh` are the commands. Those that start a SuperLink or 
 with a log each, until the last one is done.
 """
 
+import argparse
 import contextlib
 import os
 import re
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +81,19 @@ def is_server(command: str) -> bool:
     return command.split()[0] in SERVERS
 
 
-def main(folder: Path) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Play the page in the folder of the command line."""
+    parser = argparse.ArgumentParser(description="Play docs/deployment.md on this machine.")
+    parser.add_argument(
+        "folder", metavar="FOLDER", nargs="?", type=Path, help="a new or empty one (default: a temporary one)"
+    )
+    folder: Path | None = parser.parse_args(arguments).folder
+    if folder and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        parser.error(f"{folder} is there already: the page starts from nothing, so give a new or an empty folder")
+    play(folder.resolve() if folder else Path(tempfile.mkdtemp(prefix="zerofl-deployment-")))
+
+
+def play(folder: Path) -> None:
     """Play all blocks, the first of which are the exports."""
     prepare(folder)
     env = environment({})
@@ -103,4 +116,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(tempfile.mkdtemp(prefix="zerofl-deployment-")))
+    main()

@@ -5,7 +5,7 @@ rounds.jsonl            a line for each round
 clients.jsonl           a line for each usable update
 checkpoint.safetensors  the state after the last whole round; gone once the run is finished
 snapshots/              the sparse layers' aggregated weights after some rounds, if the experiment asks for them
-model.safetensors       the final model
+model.safetensors       the final model, with the experiment in its metadata
 summary.json            the figures of the whole run; it exists exactly when the run is finished
 """
 
@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from zerofl import native
-from zerofl.experiment import Experiment, ExperimentError, differing_keys, make_experiment
+from zerofl.experiment import WHERE, Experiment, ExperimentError, differing_keys, make_experiment
 from zerofl.origin import code, origin
 from zerofl.temporary import folder_beside
 from zerofl.uplink import State
@@ -50,6 +50,9 @@ EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
 
 SWEEP = "sweep.toml"
 """In the folder above the runs: the file they are of."""
+
+EXPERIMENT_KEY = "experiment"
+"""In a model's metadata: the experiment as JSON, without the keys that say where it ran."""
 
 
 class ResultsError(Exception):
@@ -270,11 +273,38 @@ def save_round(
 
 def finish_run(directory: Path, state: State, full_model_bytes: int, more: Mapping[str, Any]) -> dict[str, Any]:
     """Write the final model and the summary with `more` in it, which marks the run as finished; returns the summary."""
-    _save_tensors(directory / MODEL, state)
+    _save_tensors(directory / MODEL, state, {EXPERIMENT_KEY: _settings(read_experiment(directory))})
     summary = summarize(directory, full_model_bytes) | dict(more)
     write_atomically(directory / SUMMARY, (json.dumps(summary, indent=2, allow_nan=False) + "\n").encode())
     (directory / CHECKPOINT).unlink(missing_ok=True)
     return summary
+
+
+def read_model(file: Path) -> tuple[Experiment, State]:
+    """A run's final model and the experiment that made it, from the file's metadata.
+
+    A file that was written before these were there has them beside it, in experiment.toml.
+
+    Raises:
+        ResultsError: the file is damaged, or has no experiment.
+    """
+    state, metadata = _load_tensors(file, "a run's final model")
+    if EXPERIMENT_KEY in metadata:
+        try:
+            return make_experiment(_json_object(metadata[EXPERIMENT_KEY].encode())), state
+        except ValueError as error:
+            raise _damaged(str(file), "a run's final model", error) from error
+    if not (file.parent / EXPERIMENT).exists():
+        raise ResultsError(
+            f"{file} does not say what it was trained with, and no {EXPERIMENT} is beside it: expected the "
+            f"model of a run of zerofl; put the run's {EXPERIMENT} there"
+        )
+    return read_experiment(file.parent), state
+
+
+def _settings(experiment: Experiment) -> str:
+    values = dataclasses.asdict(experiment)
+    return json.dumps({key: value for key, value in values.items() if key not in WHERE})
 
 
 def summarize(directory: Path, full_model_bytes: int) -> dict[str, Any]:

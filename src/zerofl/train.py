@@ -83,8 +83,13 @@ def empty_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
 
     A new one for every client costs nothing, and no threshold or counter of a client reaches the next.
     """
+    return sparse_model(experiment, len(dataset.classes), dataset.train.images.shape[1])
+
+
+def sparse_model(experiment: Experiment, classes: int, in_channels: int) -> nn.Module:
+    """`empty_model` without the data set, of which it needs these two numbers."""
     with torch.device("meta"):
-        model = _model(experiment, dataset)
+        model = build_model(experiment.model, classes, in_channels, experiment.width)
     if experiment.sparsity > 0 or experiment.activation_sparsity:
         sparsify_(
             model,

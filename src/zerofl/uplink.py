@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zerofl import native
 from zerofl.topk import active, count_top_k, top_k_threshold
+from zerofl.wrappers import differing_names
 
 State = dict[str, Tensor]
 """A model's state_dict: float32 parameters and buffers, int64 counters."""
@@ -90,12 +91,14 @@ def make_update(
     per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Every other tensor is sent
     whole. The states may be on another device, where the choice is made then; the update is on the CPU.
 
+    The names of a `tied` parameter get the same entries, one object for all of them: sparse if `sparse` has any.
+
     Raises:
-        ValueError: a trained tensor of another type or shape than it was received with.
+        ValueError: other names than were received, or a trained tensor of another type or shape; or as `tied`.
     """
     sends, ranks, adds = UPLINKS[uplink]
-    sparse = set(sparse)
-    tensors: dict[str, Tensor | Sparse] = {}
+    if trained.keys() != received.keys():
+        raise ValueError(f"the model after training {differing_names(trained, received)}")
     for name, after in trained.items():
         before = received[name]
         if (after.dtype, after.shape) != (before.dtype, before.shape):
@@ -103,6 +106,14 @@ def make_update(
                 f"tensor {name!r} came as {before.dtype} {tuple(before.shape)} and is {after.dtype} "
                 f"{tuple(after.shape)} after training; give it back as it came"
             )
+    first_of = tied(received, trained)
+    sparse = {first_of.get(name, name) for name in sparse}
+    tensors: dict[str, Tensor | Sparse] = {}
+    for name, after in trained.items():
+        if (first := first_of[name]) != name:
+            tensors[name] = tensors[first]
+            continue
+        before = received[name]
         if uplink == "full" or not after.is_floating_point():
             tensors[name] = after.cpu()
             continue
@@ -113,6 +124,45 @@ def make_update(
         else:
             tensors[name] = sent.cpu()
     return Update(adds, tensors)
+
+
+def tied(received: State, trained: State) -> dict[str, str]:
+    """Each name of a model's state with the first name of the same parameter: itself, unless weights are tied.
+
+    With `decoder.weight = encoder.weight` a state has one parameter under two names, and nothing in the arrays that
+    came tells so. Chosen by itself, as a sparse layer's weight and as a dense one's, or rounded by itself to int8, it
+    would end with two values. Here two floating-point tensors of two or more dimensions count as one where they are
+    equal as they were received *and* after training. Equal at the start alone can be two copies, which training takes
+    apart. Two tensors that are equal both times without being tied (layers frozen at zero) take no harm: the same
+    entries of them are the right ones to send. Biases and counters always travel whole, so they stay equal by
+    themselves.
+
+    Raises:
+        ValueError: two are equal after training, and not all one number, but came with different values: then they are
+            one parameter of which the server has two values, and no change of it is right for both.
+    """
+    first_of: dict[str, str] = {}
+    firsts: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
+    for name, after in trained.items():
+        first_of[name] = name
+        if after.dim() < 2 or not after.is_floating_point():
+            continue
+        same_shape = firsts.setdefault((after.dtype, after.shape), [])
+        for first in same_shape:
+            if not torch.equal(after, trained[first]):
+                continue
+            if torch.equal(received[name], received[first]):
+                first_of[name] = first
+            elif bool((after != after.flatten()[0]).any()):
+                raise ValueError(
+                    f"{first!r} and {name!r} came with different values and are the same after training, as tied "
+                    "weights are: give both the same value in the model that the server sends, for example the "
+                    "state_dict of the model with its weights tied, or send one of them only"
+                )
+            break
+        else:
+            same_shape.append(name)
+    return first_of
 
 
 def keep_largest(x: Tensor, by: Tensor, k: int) -> Sparse:

@@ -9,6 +9,7 @@ strategy sees it.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -19,15 +20,16 @@ from flwr.serverapp.strategy import Strategy
 from zerofl.default_layers import default_by_shape
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
 from zerofl.rng import rng
-from zerofl.uplink import UPLINKS, Sparse, State, Update, make_update
+from zerofl.uplink import UPLINKS, Sparse, State, Update, make_update, tied
 from zerofl.wire import VALUES, Schema, decode, encode, schema_of
+from zerofl.wrappers import differing_names, wrapper_hint
 
 CallNext = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, CallNext], Message]
 
 # With this key in the configuration Flower's mods clip on the client, for differential privacy.
 CLIPPING_NORM = "clipping_norm"
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("flwr")  # Flower's own, which shows its lines wherever the app runs
 
 
 def uplink_mod(
@@ -48,25 +50,33 @@ def uplink_mod(
         uplink: one of `zerofl.uplink.UPLINKS`.
         sparsity: that of `sparsify_`; the top (1 - sparsity + mask_ratio) of each sparse layer is sent.
         mask_ratio: how much more than the top K is sent.
-        layers: the names that `sparsify_` returned. Default: those that it takes by default, told by the shapes of the
-            kernels and matrices named `weight` (see `zerofl.default_layers`). With layers of other kinds whose weights
-            look alike (an embedding, a transposed convolution, attention), or two that share one, give the names.
+        layers: the names that `sparsify_` returned, or full names of arrays ("0", "lstm.weight_hh_l0"). Default: those
+            that `sparsify_` takes by default, told by the shapes of the kernels and matrices named `weight` (see
+            `zerofl.default_layers`). With layers of other kinds whose weights look alike (an embedding, a transposed
+            convolution, attention), or two that share one, give the names.
         values: one of `zerofl.wire.VALUES`.
         seed: of the rounding of int8.
 
+    Tied weights (`decoder.weight = encoder.weight`), which a state has under each of their names, stay equal: they get
+    one choice of entries, the sparse one if `layers` names any of them; by default they are sent whole if one of them
+    would be. Both names travel. `zerofl.uplink.tied` says how they are told.
+
     Raises:
-        ValueError: an unknown uplink or values, a fraction out of range, or layers that are one text. A message that
-            does not fit makes the client answer with an error: not exactly one ArrayRecord, arrays other than float32
-            and int64, a layer that is not there or no weight, or an uplink that would break a client-side clipping
-            bound.
+        ValueError: an unknown uplink or values, a fraction or seed that is none or out of range, or layers that are no
+            list of names. A message that does not fit makes the client answer with an error: not exactly one
+            ArrayRecord, arrays other than float32 and int64, a layer that is not there or no weight, no array to send a
+            part of, a trained model with other names, tied weights that came with different values, or an uplink that
+            would break a client-side clipping bound.
     """
-    if uplink not in UPLINKS or values not in VALUES:
+    if not _is_one_of(uplink, UPLINKS) or not _is_one_of(values, VALUES):
         raise ValueError(f"uplink = {uplink!r}, values = {values!r}: expected of {[*UPLINKS]} and {[*VALUES]}")
-    if not 0 <= sparsity < 1 or not 0 <= mask_ratio <= 1:
-        raise ValueError(f"sparsity = {sparsity}, mask_ratio = {mask_ratio}: expected fractions in [0, 1) and [0, 1]")
-    if isinstance(layers, str):
-        raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
-    names = None if layers is None else [f"{layer}.weight" for layer in layers]
+    if not (_is_number(sparsity) and 0 <= sparsity < 1 and _is_number(mask_ratio) and 0 <= mask_ratio <= 1):
+        raise ValueError(
+            f"sparsity = {sparsity!r}, mask_ratio = {mask_ratio!r}: expected fractions in [0, 1) and [0, 1]"
+        )
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed = {seed!r}: expected a whole number, 0 or more")
+    named = None if layers is None else _list_of_names(layers)
 
     def mod(message: Message, context: Context, call_next: CallNext) -> Message:
         if message.metadata.message_type.partition(".")[0] != MessageType.TRAIN:
@@ -78,6 +88,7 @@ def uplink_mod(
                 f"uplink = {uplink!r}, values = {values!r} would change a clipped update beyond its bound: with "
                 "client-side clipping use diff_on_top_k_weights or top_k_weights_diff, and float32"
             )
+        _sparse_names(uplink, named, record.to_torch_state_dict())  # so that what is wrong is said before training
         reply = call_next(message, context)
         if reply.has_error():
             return reply
@@ -86,11 +97,9 @@ def uplink_mod(
         if any(array.stype == PAYLOAD_STYPE for array in trained_record.values()):
             raise ValueError("the reply is an update already: list uplink_mod once in the client app's mods")
         trained = trained_record.to_torch_state_dict()
-        sparse = sparse_by_shape(received) if names is None else names
-        if missing := [name for name in sparse if name not in received]:
-            raise ValueError(f"layers: the model that came has no {', '.join(missing)}; it has {', '.join(received)}")
-        if flat := [name for name in sparse if received[name].dim() < 2]:
-            raise ValueError(f"layers: {', '.join(flat)} is no weight of a layer that sparsify_ takes")
+        if trained.keys() != received.keys():
+            raise ValueError(f"the reply's model {differing_names(trained, received)}")
+        sparse = _sparse_names(uplink, named, received, trained)
         schema = schema_of(received)
         update = make_update(uplink, received, trained, sparse, sparsity, mask_ratio)
         generator = rng(seed, _round(message), context.node_id, "int8")
@@ -98,6 +107,60 @@ def uplink_mod(
         return reply
 
     return mod
+
+
+def _is_one_of(value: object, choices: Iterable[str]) -> bool:
+    return isinstance(value, str) and value in choices
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _list_of_names(layers: object) -> list[str]:
+    if isinstance(layers, str):
+        raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
+    names = list(layers) if isinstance(layers, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"layers = {layers!r}: expected a list of names, those that sparsify_ returned or the arrays'; to send the "
+            "whole model say uplink = 'full'"
+        )
+    return names
+
+
+def _sparse_names(uplink: str, named: list[str] | None, received: State, trained: State | None = None) -> list[str]:
+    """The arrays to send a part of: those named, or by default those of `sparse_by_shape`, tied ones being dense."""
+    if named is not None:
+        arrays = [name if (name := f"{layer}.weight") in received else layer for layer in named]
+        if missing := [layer for layer, name in zip(named, arrays, strict=True) if name not in received]:
+            wanted = [f"{layer}.weight" for layer in missing]
+            raise ValueError(
+                f"layers: the model that came has neither {' nor '.join(missing)} nor {', '.join(wanted)}"
+                f"{wrapper_hint(received, wanted)}; it has {', '.join(received)}"
+            )
+        if flat := [name for name in arrays if received[name].dim() < 2 or not received[name].is_floating_point()]:
+            raise ValueError(f"layers: {', '.join(flat)} is no weight of a layer that sparsify_ takes")
+        return arrays
+    arrays = sparse_by_shape(received)
+    if trained is not None:
+        first_of = tied(received, trained)
+        dense = {first_of[name] for name in received if name not in arrays}
+        arrays = [name for name in arrays if first_of[name] not in dense]
+    if not arrays and uplink != "full":
+        large = sorted(received, key=lambda name: received[name].numel(), reverse=True)
+        examples = [name for name in large if received[name].dim() > 1 and received[name].is_floating_point()][:2]
+        named_so = f", for example uplink_mod(layers={examples}, ...)" if examples else ""
+        raise ValueError(
+            "there is no array to send a part of: looked for kernels above 1x1 and matrices named weight, except the "
+            f"first kernel and the last matrix, in {_described(received)}. Name the layers or the arrays{named_so}, or "
+            "send the whole model with uplink = 'full'"
+        )
+    return arrays
+
+
+def _described(state: State) -> str:
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items()) or "a model without arrays"
 
 
 def sparse_by_shape(state: Mapping[str, torch.Tensor]) -> list[str]:
@@ -115,12 +178,19 @@ class SparseUplink(Strategy):
     """A strategy around another: it decodes what `uplink_mod` sent, and gives the whole models to the other one.
 
     The other may be any that aggregates models: Flower's own, one of yours, or Flower's differential privacy around
-    one of these (put SparseUplink outermost). Afterwards `uplink_bytes` has the bytes that came up in each round.
+    one of these (put SparseUplink outermost). Afterwards `uplink_bytes` has the bytes that came up in each round, which
+    Flower's log also shows, beside those of whole models.
     A reply that is no well-formed update is left out, with a warning that names the node and the cause. Integer arrays,
     which averaging makes floats, are rounded back.
+
+    Raises:
+        TypeError: no strategy of `flwr.serverapp.strategy`, such as an old one of `flwr.server.strategy`.
+        ValueError: a SparseUplink.
     """
 
     def __init__(self, strategy: Strategy) -> None:
+        if not isinstance(strategy, Strategy):
+            raise TypeError(_no_strategy(strategy))
         if isinstance(strategy, SparseUplink):
             raise ValueError("SparseUplink around SparseUplink: the inner one would find no updates; use it once")
         self.strategy = strategy
@@ -144,9 +214,24 @@ class SparseUplink(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The other's aggregate of the decoded models."""
-        self.uplink_bytes[server_round] = 0
-        replies = list(replies)
-        decoded = [message for reply in replies if (message := self._decoded(server_round, reply)) is not None]
+        replies, sizes, decoded = list(replies), list[int](), list[Message]()
+        for reply in replies:
+            try:
+                if not reply.has_error():
+                    payload = read_payload(reply)
+                    sizes.append(len(payload))
+                    self._decode(reply, payload)
+                decoded.append(reply)
+            except ValueError as error:
+                node = reply.metadata.src_node_id
+                _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
+        self.uplink_bytes[server_round] = sum(sizes)
+        if sum(sizes):
+            whole = self._schema.dense_bytes * len(sizes)
+            _log.info(
+                "round %d: %d updates came up in %.2f MB; whole models are %.2f MB, %.1f times as much",
+                server_round, len(sizes), sum(sizes) / 1e6, whole / 1e6, whole / sum(sizes),
+            )  # fmt: skip
         if len(decoded) < len(replies) and all(reply.has_error() for reply in decoded):
             _log.error(
                 "round %d: no reply holds an update, so nothing was learnt; does the client app have "
@@ -166,20 +251,20 @@ class SparseUplink(Strategy):
         """The other's aggregate."""
         return self.strategy.aggregate_evaluate(server_round, replies)
 
-    def _decoded(self, server_round: int, reply: Message) -> Message | None:
-        if reply.has_error():
-            return reply
-        try:
-            payload = read_payload(reply)
-            self.uplink_bytes[server_round] += len(payload)
-            update = decode(payload, self._schema)
-        except ValueError as error:
-            node = reply.metadata.src_node_id
-            _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
-            return None
+    def _decode(self, reply: Message, payload: bytes) -> None:
+        """Put the whole model in the place of the payload; raises WireError as `zerofl.wire.decode`."""
         (key,) = reply.content.array_records
-        reply.content[key] = ArrayRecord(whole_model(update, self._received))
-        return reply
+        reply.content[key] = ArrayRecord(whole_model(decode(payload, self._schema), self._received))
+
+
+def _no_strategy(given: object) -> str:
+    kind = given if isinstance(given, type) else type(given)
+    name, hint = kind.__name__, ""
+    if issubclass(kind, Strategy):
+        hint = f"; did you mean SparseUplink({name}(...))?"
+    elif any(base.__module__.startswith("flwr.server.") for base in kind.__mro__):
+        hint = f": {name} of flwr.server.strategy is one of the old ones, which a ServerApp's messages do not fit"
+    return f"SparseUplink({kind.__module__}.{name}): expected a strategy of flwr.serverapp.strategy{hint}"
 
 
 def whole_model(update: Update, received: State) -> State:
@@ -193,6 +278,11 @@ def whole_model(update: Update, received: State) -> State:
 
 def _with_types_of(arrays: ArrayRecord, received: State) -> ArrayRecord:
     """The aggregate with the types that were sent out."""
+    if more := [name for name in arrays if name not in received]:
+        raise ValueError(
+            f"the strategy within SparseUplink gave back {', '.join(more)}, which it was not given; expected "
+            f"{', '.join(received)}"
+        )
     typed = {}
     for name, array in arrays.items():
         values = array.numpy()

@@ -4,6 +4,7 @@ It does not use Flower's stock strategies: those draw cohorts from the global ra
 arrival, turn integer counters into floats, let FedAdam optimise BatchNorm's statistics, and cannot resume.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +36,11 @@ OnRound = Callable[[Record], None]
 
 MOST_EXAMPLES = 2**31 - 1
 """What a node with data of its own may say it has: nobody can check it."""
+
+FIRST_WORD_SECONDS, NEXT_WORD_SECONDS = 5, 30
+"""After how long the server says that nodes are missing, and how often again."""
+
+_log = logging.getLogger("flwr")  # Flower's own, which `flwr run --stream` and `flwr log` show
 
 
 class RoundError(Exception):
@@ -187,12 +193,32 @@ def _clients(experiment: Experiment) -> tuple[int, set[int]]:
 
 def _wait_for_nodes(grid: Grid, experiment: Experiment) -> dict[int, int]:
     """A node id for every client, once so many are there: on Ray and in a deployment they come up beside the server."""
-    deadline = time.monotonic() + experiment.reply_timeout_seconds
+    started = time.monotonic()
+    deadline, next_word = started + experiment.reply_timeout_seconds, started + FIRST_WORD_SECONDS
     while len(nodes := nodes_by_client({}, grid.get_node_ids(), experiment.clients)) < experiment.clients:
         if time.monotonic() > deadline:
-            raise RoundError(f"the experiment has {experiment.clients} clients, but only {len(nodes)} nodes came")
+            raise RoundError(
+                f"the experiment has {experiment.clients} clients, but only {len(nodes)} nodes came within "
+                f"{experiment.reply_timeout_seconds:g} s; {_more_nodes(len(nodes), experiment)}"
+            )
+        if time.monotonic() > next_word:
+            _log.warning(
+                "waiting for nodes: %d of %d are there, a node for each client; %s",
+                len(nodes), experiment.clients, _more_nodes(len(nodes), experiment),
+            )  # fmt: skip
+            next_word = time.monotonic() + NEXT_WORD_SECONDS
         time.sleep(0.1)
     return nodes
+
+
+def _more_nodes(there: int, experiment: Experiment) -> str:
+    """What to do about nodes that are not there."""
+    clients = experiment.clients
+    fewer = f"clients={there} clients_per_round={min(there, experiment.clients_per_round)}"
+    return (
+        f"in a simulation, flwr run with --federation-config 'num-supernodes={clients}'; in a deployment, start "
+        f"{clients - there} more SuperNodes" + (f"; or set {fewer} in the run config" if there else "")
+    )
 
 
 def nodes_by_client(before: Mapping[int, int], node_ids: Iterable[int], clients: int) -> dict[int, int]:

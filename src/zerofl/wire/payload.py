@@ -46,6 +46,7 @@ def encode(
     if values not in VALUES or positions not in POSITIONS:
         raise ValueError(f"values = {values!r} and positions = {positions!r}: expected of {[*VALUES]} and {POSITIONS}")
     parts: list[bytes] = [_HEADER.pack(MAGIC, update.adds, schema.digest)]
+    encoded: dict[int, list[bytes]] = {}  # one tensor of two names (tied weights) comes out the same, int8's too
     for name, shape, dtype in schema.tensors:
         tensor = update.tensors.get(name)
         if tensor is None:
@@ -55,17 +56,19 @@ def encode(
             raise ValueError(
                 f"tensor {name!r} is {sent_dtype} {tuple(tensor.shape)}, the schema says {dtype} {tuple(shape)}"
             )
-        kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
-        if isinstance(tensor, Sparse) and tensor.values.numel() < shape.numel():
-            parts.append(_encode_mask(tensor, positions))
-            entries = tensor.values
-        else:
-            parts.append(bytes([DENSE]))
-            entries = tensor.values if isinstance(tensor, Sparse) else tensor.detach().flatten()
-        array = entries.numpy().astype(_NUMPY_DTYPE[dtype], copy=False)
-        if not np.isfinite(array).all():
-            raise ValueError(f"tensor {name!r} holds non-finite values (NaN or infinity): training has diverged")
-        parts += encode_values(array, kind, generator)
+        if id(tensor) not in encoded:
+            kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
+            if isinstance(tensor, Sparse) and tensor.values.numel() < shape.numel():
+                mask = _encode_mask(tensor, positions)
+                entries = tensor.values
+            else:
+                mask = bytes([DENSE])
+                entries = tensor.values if isinstance(tensor, Sparse) else tensor.detach().flatten()
+            array = entries.numpy().astype(_NUMPY_DTYPE[dtype], copy=False)
+            if not np.isfinite(array).all():
+                raise ValueError(f"tensor {name!r} holds non-finite values (NaN or infinity): training has diverged")
+            encoded[id(tensor)] = [mask, *encode_values(array, kind, generator)]
+        parts += encoded[id(tensor)]
     return b"".join(parts)
 
 

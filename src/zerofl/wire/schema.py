@@ -45,10 +45,19 @@ def schema_of(state: Mapping[str, Tensor]) -> Schema:
     """
     for name, tensor in state.items():
         if tensor.dtype not in ITEM_BYTES:
-            raise ValueError(
-                f"tensor {name!r} is {tensor.dtype}: only float32 and int64 can be sent; convert it before sending, "
-                "for example with model.float()"
-            )
+            raise ValueError(f"tensor {name!r} is {tensor.dtype}: only float32 and int64 can be sent; {_fix(tensor)}")
         if tensor.numel() >= 2**31:
             raise ValueError(f"tensor {name!r} has {tensor.numel()} entries: at most 2^31 - 1 can be sent")
     return Schema(tuple(TensorSpec(name, tensor.shape, tensor.dtype) for name, tensor in state.items()))
+
+
+def _fix(tensor: Tensor) -> str:
+    """What to do with a tensor of another type: model.float() changes the floating-point ones alone."""
+    if tensor.is_floating_point():
+        return "model.float() makes it float32"
+    if tensor.is_complex():
+        return "keep its real and imaginary parts as float32, with torch.view_as_real"
+    return (
+        "keep it as int64, tensor.long(), which is averaged and rounded (model.float() leaves it as it is), or, if it "
+        "need not travel, out of the state_dict, with register_buffer(..., persistent=False)"
+    )
