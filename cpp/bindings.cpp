@@ -304,6 +304,8 @@ NB_MODULE(_native, m) {
           "geometry"_a, "input"_a, "weight"_a, "bias"_a.none(), "output"_a,
           "weight_choice"_a, "input_choice"_a.none(), "for_grad_input"_a, "threads"_a, release)
       .def_prop_ro("weight_threshold", [](const Sparse& self) { return self.linear ? self.linear->threshold : self.weight->threshold; })
+      .def_prop_ro("active_weights",
+                   [](const Sparse& self) { return self.linear ? self.linear->active_weights : self.weight->active_weights; })
       .def_prop_ro("input_threshold",
                    [](const Sparse& self) {
                      return self.input ? std::optional<float>(self.input->threshold) : std::nullopt;
@@ -445,10 +447,6 @@ NB_MODULE(_native, m) {
         take_bits(x.data(), bits.data(), x.size(), values.data(), values.size());
       },
       "x"_a, "bits"_a, "values"_a, release);
-  m.def(
-      "count_active",
-      [](AnyFloats x, float threshold) { return count_active(x.data(), threshold, x.size()); },
-      "x"_a, "threshold"_a, release);
   m.def(
       "split_planes",
       [](Numbers<const uint32_t> numbers, Numbers<uint8_t> planes) {

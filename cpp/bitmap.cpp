@@ -1,14 +1,7 @@
-#include <cmath>
 
 #include "wire.h"
 
 namespace zerofl {
-
-int64_t count_active(const float* x, float threshold, int64_t count) {
-  int64_t below = 0;
-  for (int64_t i = 0; i < count; ++i) below += std::fabs(x[i]) < threshold;
-  return count - below;
-}
 
 int64_t count_bits(const uint8_t* bits, int64_t count) {
   const int64_t size = (count + 7) / 8;

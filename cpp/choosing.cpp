@@ -66,6 +66,12 @@ void Found::drop_below(float threshold) {
   size = kept;
 }
 
+int64_t total_size(const std::vector<Found>& found) {
+  int64_t total = 0;
+  for (const Found& part : found) total += part.size;
+  return total;
+}
+
 float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part, const Choice& choice,
                   std::vector<Found>& found) {
   const Stopwatch stopwatch(TOP_K);

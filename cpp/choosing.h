@@ -49,6 +49,9 @@ struct Found {
 float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part, const Choice& choice,
                   std::vector<Found>& found);
 
+// The active entries of all parts.
+int64_t total_size(const std::vector<Found>& found);
+
 // The k-th largest magnitude of x, exactly; NaN counts as the largest.
 float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t k);
 

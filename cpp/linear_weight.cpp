@@ -45,6 +45,7 @@ LinearWeight::LinearWeight(const Kernels& kernels, int threads, const Geometry& 
       found((g.out_channels + part_rows - 1) / part_rows) {
   threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * g.in_channels,
                           static_cast<int64_t>(part_rows) * g.in_channels, choice, found);
+  active_weights = total_size(found);
 }
 
 void LinearWeight::forward(int threads, const float* input, const float* bias, float* output) const {

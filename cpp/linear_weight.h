@@ -25,6 +25,7 @@ struct LinearWeight {
   int part_rows;  // output channels whose weights lie in one of `found`
   std::vector<Found> found;
   float threshold;
+  int64_t active_weights;
 };
 
 }  // namespace zerofl

@@ -221,6 +221,7 @@ PackedWeight::PackedWeight(const Kernels& kernels, int threads, const Geometry& 
   std::vector<Found> found(ceil_div(g.out_channels, block));
   threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * row,
                           static_cast<int64_t>(block) * row, choice, found);
+  active_weights = total_size(found);
   std::vector<int32_t> counts(forward.per_phase()), back_counts(taps.size() * (for_grad_input ? backward.per_phase() : 0));
   const auto first_list = [&](int o) { return counts.data() + o / c.group * c.blocks() * c.group + o % c.group; };
   // Calls visit(o, begin, end) with the entries of each output channel of a stretch.

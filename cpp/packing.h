@@ -39,6 +39,7 @@ struct PackedWeight {
   const Kernels& kernels;
   Geometry geometry;
   float threshold;
+  int64_t active_weights;
   Lists forward, backward;
 };
 

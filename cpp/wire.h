@@ -23,9 +23,6 @@ int64_t count_bits(const uint8_t* bits, int64_t count);
 // The entries of x where there is a bit, of which there are `found`, one after another.
 void take_bits(const float* x, const uint8_t* bits, int64_t count, float* values, int64_t found);
 
-// How many entries of x are not below the threshold in magnitude.
-int64_t count_active(const float* x, float threshold, int64_t count);
-
 // Numbers of four bytes, rotated left by one bit -> the plane of their highest bytes, the next one, and so on; and back.
 void split_planes(const uint32_t* numbers, int64_t count, uint8_t* planes);
 void merge_planes(const uint8_t* planes, int64_t count, uint32_t* numbers);

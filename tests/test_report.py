@@ -184,6 +184,7 @@ def test_rows_without_cpu_seconds_are_compared_by_the_wall_and_say_so(sweep: Pat
     rewrite_rounds(sweep / "top-k-seed1", without)
     line = cells(time_table(collect(sweep)), "top-k")
     assert (line["CPU s for 1,000 samples"], line["Dense / this"]) == ("", "8.00x (wall)")
+    assert line["Realised sparsity"] == "95.00% (after the last step)"  # as it was counted when there were none
 
 
 def test_both_ways_are_counted(sweep: Path) -> None:

@@ -1,5 +1,6 @@
 """SWAT's three products against plain loops in float64, which share no code with the package."""
 
+import copy
 import math
 from itertools import product
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from zerofl import realised_sparsity, sparsify_
+from zerofl.layers import Backend
+from zerofl.topk import count_top_k
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -121,10 +124,40 @@ def test_the_period_reuses_the_threshold_and_the_realised_sparsity_drifts() -> N
     layer(torch.ones(1, 4))
     assert realised_sparsity(layer) == {"": 0.75}
     layer.weight.data *= 2  # 2 4 6 8 against the threshold 4
-    assert realised_sparsity(layer) == {"": 0.25}
+    assert realised_sparsity(layer) == {"": 0.75}  # what the pass used, whatever the weights are by now
     assert layer(torch.ones(1, 4)).item() == 18.0
+    assert realised_sparsity(layer) == {"": 0.25}
     assert layer(torch.ones(1, 4)).item() == 8.0  # the third step takes a new threshold
     assert realised_sparsity(layer) == {"": 0.75}
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.9, 0.95])
+@pytest.mark.parametrize("period", [1, 3])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(4, 16, (1, 3), stride=2), nn.Linear(40, 30)], ids=str
+)
+def test_the_realised_sparsity_is_what_every_forward_pass_used(
+    layer: nn.Module, period: int, sparsity: float, backend: Backend
+) -> None:
+    layer = copy.deepcopy(layer)
+    sparsify_(layer, sparsity, layers=[""], topk_period=period, backend=backend)
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        with torch.no_grad():
+            weight.view(-1)[:20] = 0.25  # ties, at whatever rank
+        threshold = weight.abs().flatten().topk(count_top_k(weight.numel(), sparsity)).values[-1].item()
+        if step % period == 0:
+            kept = threshold
+        used = (weight.abs() >= kept).sum().item()
+        shape = (5, 40) if weight.dim() == 2 else (5, weight.shape[1], 8, 8)
+        optimizer.zero_grad()
+        layer(torch.randn(shape, generator=generator)).square().mean().backward()
+        optimizer.step()  # what the weights are afterwards is not what the pass used
+        assert realised_sparsity(layer) == {"": 1 - used / weight.numel()}
 
 
 def test_a_frozen_layer_and_a_leaf_input_need_no_gradient() -> None:

@@ -54,6 +54,7 @@ class Convolution:
     """
 
     weight_threshold: float
+    active_weights: int
     input_threshold: float | None
 
     def __init__(
@@ -129,9 +130,6 @@ def active_bits(x: Tensor, by: Tensor, threshold: float, bits: Tensor) -> int:
 
 def take_bits(x: Tensor, bits: Tensor, values: Tensor) -> None:
     """`values` gets the entries of x that have a bit; it has room for just these."""
-
-def count_active(x: Tensor, threshold: float) -> int:
-    """How many entries are not below the threshold in magnitude."""
 
 def split_planes(numbers: np.ndarray, planes: np.ndarray) -> None:
     """uint32 [n] -> uint8 [4 n]: see `zerofl.wire.values`."""

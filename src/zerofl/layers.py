@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zerofl import innermost, native, swat
 from zerofl.default_layers import default_by_shape
-from zerofl.topk import count_active, count_top_k, keep_active, top_k_threshold
+from zerofl.topk import active, count_top_k, keep_active, top_k_threshold
 
 Backend = Literal["auto", "native", "reference"]
 _log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ class _TopK:
     bias: Any  # Tensor | None, which nn.Conv2d and nn.Linear declare each in its way
     weight_threshold: Tensor | float | None
     activation_threshold: Tensor | float | None
+    active_weights: Tensor | int | None  # of the last forward pass in training; a tensor, lest it waits for a GPU
 
     def _takes_shape(self, input: Tensor) -> bool:
         raise NotImplementedError
@@ -107,6 +108,7 @@ class _TopK:
         """
         counts = input.numel() > 0  # an empty batch is no step, and has no threshold for the next one
         if counts and not self._is_fresh():
+            self.active_weights = active(self.weight, self.weight_threshold).count_nonzero()  # type: ignore[arg-type]
             return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
         weight_threshold = top_k_threshold(self.weight, count_top_k(self.weight.numel(), self.sparsity))
         activation_threshold = None
@@ -114,6 +116,7 @@ class _TopK:
             activation_threshold = top_k_threshold(input, count_top_k(input.numel(), self.activation_sparsity))
             if self.training and counts:
                 self.weight_threshold, self.activation_threshold = weight_threshold, activation_threshold
+                self.active_weights = active(self.weight, weight_threshold).count_nonzero()
         return weight_threshold, activation_threshold
 
     def _convolve(
@@ -135,11 +138,12 @@ class _TopK:
             of_input = native.Choice(0, threshold.item(), exact=True)
         else:
             of_input = native.Choice(count_top_k(input.numel(), self.activation_sparsity), thresholds[1], exact)
-        output, sampled, weight_threshold, input_threshold = native.conv2d(
+        output, sampled, weight_threshold, input_threshold, active_weights = native.conv2d(
             input, weight, self.bias, of_weight, of_input, stride, padding, dilation
         )
         if self.training and input_threshold is not None:
             self.weight_threshold, self.activation_threshold = weight_threshold, input_threshold
+            self.active_weights = active_weights
         return output, sampled
 
     def _is_native(self, *tensors: Tensor | None, supported: str | None = None) -> bool:
@@ -264,7 +268,7 @@ _PLAIN_CLASS: dict[type[nn.Module], type[nn.Module]] = {
 }
 _SETTINGS = (
     "sparsity", "activation_sparsity", "topk_period", "backend", "training_steps", "weight_threshold",
-    "activation_threshold",
+    "activation_threshold", "active_weights",
 )  # fmt: skip
 _FUSED = "zerofl_activation_relu_or_gelu"  # where a transformer layer's own is kept
 
@@ -354,6 +358,7 @@ def sparsify_(
         layer.sparsity, layer.activation_sparsity, layer.topk_period = sparsity, activation_sparsity, topk_period
         layer.backend = backend
         layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
+        layer.active_weights = None
     _disable_fused_transformer_paths(model)
     if backend == "reference":
         for module in model.modules():  # what an earlier call may have made of them
@@ -423,15 +428,15 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv2d | Sparse
 
 
 def realised_sparsity(model: nn.Module) -> dict[str, float]:
-    """The fraction of each sparse layer's weights that the threshold last used in training would zero now.
+    """The fraction of each sparse layer's weights that its last forward pass in training did not use.
 
-    It differs from the sparsity asked for by what the weights moved since the threshold was taken: by one step with
-    `topk_period=1`, by up to that many otherwise. Layers that have not been trained yet are left out.
+    With `topk_period=1` that is the sparsity asked for, K being rounded up and ties all active. Above, the weights move
+    while a threshold is reused, and it drifts. Layers that have not been trained yet are left out.
     """
     return {
-        name: 1 - count_active(layer.weight, layer.weight_threshold) / layer.weight.numel()
+        name: 1 - int(layer.active_weights) / layer.weight.numel()
         for name, layer in sparse_layers(model)
-        if layer.weight_threshold is not None
+        if layer.active_weights is not None
     }
 
 

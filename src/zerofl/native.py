@@ -150,7 +150,9 @@ def _geometry(*sizes: tuple[int, ...]) -> Any:
 
 
 class Conv2d(torch.autograd.Function):
-    """`zerofl.swat.Conv2d`, which finds the active entries itself; returns output, input samples and both thresholds.
+    """`zerofl.swat.Conv2d`, which finds the active entries itself.
+
+    Returns output, input samples, both thresholds, and the number of active weights.
 
     The samples are every stride-th position of the input, with a stride of 1 all of it. If a residual connection goes
     on with them, their gradient is added where the convolution's is computed, without a pass over memory of its own.
@@ -166,7 +168,7 @@ class Conv2d(torch.autograd.Function):
         input_choice: Choice | None,
         for_grad_input: bool,
         sizes: tuple[tuple[int, ...], ...],
-    ) -> tuple[Tensor, Tensor, float, float | None]:
+    ) -> tuple[Tensor, Tensor, float, float | None, int]:
         x, w = batch_innermost(input), weight.detach().contiguous()
         geometry = _geometry(tuple(x.shape), tuple(w.shape), *sizes)
         output = empty(geometry.output)
@@ -185,7 +187,7 @@ class Conv2d(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         stride = sizes[0]
         samples = input.view_as(input) if stride == (1, 1) else input[:, :, :: stride[0], :: stride[1]]
-        return _result(output), samples, packed.weight_threshold, packed.input_threshold
+        return _result(output), samples, packed.weight_threshold, packed.input_threshold, packed.active_weights
 
     @staticmethod
     @once_differentiable
@@ -224,7 +226,7 @@ def conv2d(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> tuple[Tensor, Tensor, float, float | None]:
+) -> tuple[Tensor, Tensor, float, float | None, int]:
     """See `Conv2d`: input [N, C, H, W], weight [O, C, kH, kW] -> [N, O, H', W']; the thresholds are floats.
 
     The input's entries are looked for only if a gradient of the weight can be asked for; else its threshold is None.
@@ -416,11 +418,6 @@ def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Ten
     values = _small((_native.active_bits(x, by, threshold, bits),))
     _native.take_bits(x, bits, values)
     return bits, values
-
-
-def count_active(x: Tensor, threshold: float) -> int:
-    """`zerofl.topk.count_active` of a contiguous tensor that `takes` accepts."""
-    return _native.count_active(x.detach(), threshold)
 
 
 def split_planes(numbers: np.ndarray) -> np.ndarray:

@@ -85,13 +85,6 @@ def active(x: Tensor, threshold: Tensor | float) -> Tensor:
     return ~(x.abs() < threshold)
 
 
-def count_active(x: Tensor, threshold: Tensor | float) -> int:
-    """How many entries of `x` are active."""
-    if native.takes(x):
-        return native.count_active(_in_memory_order(x), float(threshold))
-    return int(active(x, threshold).count_nonzero())
-
-
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
     """`x` with its inactive entries set to zero."""
     return torch.where(x.abs() < threshold, 0.0, x)

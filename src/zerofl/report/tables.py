@@ -126,7 +126,7 @@ def time_table(collection: Collection) -> Table:
                 _ratio(dense.get(_trained(row.experiment), {}), mine),
                 f"{flops['dense'] / 1e6:.0f}" if flops else "",
                 f"{flops['sparse'] / 1e6:.0f}" if flops else "",
-                f"{sum(realised) / len(realised):.2%}" if realised else "",
+                f"{sum(realised) / len(realised):.2%}{_when_counted(row)}" if realised else "",
             ]
         )
     columns = [
@@ -142,9 +142,16 @@ def time_table(collection: Collection) -> Table:
         "Time on the clients in these runs. CPU seconds are those of all threads together. Wall seconds count whatever "
         "else the machine did: a ratio marked (wall), of rows recorded without CPU seconds or on a GPU, compares only "
         "if nothing ran beside them. zerofl bench step measures a step alone. The arithmetic is that of convolutions "
-        "and linear layers, forward and backward."
+        "and linear layers, forward and backward. The realised sparsity is that of the last forward pass of each "
+        "client's training; records of earlier versions have instead what the last threshold would have zeroed after "
+        "the last step, which no pass used."
     )
     return Table("Local training", columns, rows, note)
+
+
+def _when_counted(row: ReportRow) -> str:
+    """What stands behind a realised sparsity of a record that has no CPU seconds either: one of an earlier version."""
+    return "" if "train_cpu_seconds" in row.runs[0].rounds[0] else " (after the last step)"
 
 
 def _ratio(dense: dict[str, float | None], mine: dict[str, float | None]) -> str:
