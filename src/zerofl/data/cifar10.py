@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
 from zerofl.data.hub import parquet_files, read_images
 from zerofl.data.image import decode_image
 
@@ -54,6 +54,7 @@ def load_cifar10(root: str) -> Dataset:
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             clients={},
+            augmentation=Augmentation(background=0, mirrored=True),
         )
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise DatasetError(f"cifar10: {source} cannot be read, it may be truncated: {error}") from error

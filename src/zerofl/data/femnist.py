@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
 from zerofl.data.hub import parquet_files, read_images
 from zerofl.rng import rng
@@ -58,6 +58,7 @@ def load_femnist(root: str) -> Dataset:
         mean=(1.0,),
         std=(-1.0,),
         clients={name: torch.nonzero(writer == i).flatten() for i, name in enumerate(names)},
+        augmentation=Augmentation(background=255, mirrored=False),
     )
 
 
