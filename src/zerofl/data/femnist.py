@@ -19,7 +19,9 @@ from zerofl.rng import rng
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 FOLDERS = ("", "femnist", "data")
 PIXELS = 28 * 28
-IMAGES_A_TEST_IMAGE = 5  # of the hub's, which is not split
+LEAF_COMMAND = "./preprocess.sh -s niid --sf 1.0 -k 0 -t sample --tf 0.8"
+"""What makes the paper's parts in LEAF's folder data/femnist: 80 % of each writer's images train, by default 90 %."""
+IMAGES_A_TEST_IMAGE = 5  # of the hub's, which is not split: 80/20 too
 
 Writers = dict[str, tuple[np.ndarray, np.ndarray]]
 """Each writer's images uint8 [n, 784] and labels int64 [n]."""
@@ -76,7 +78,7 @@ def _not_found(source: Path) -> str:
     return (
         f"femnist: found no train/*.json in {source.absolute()} or its folders "
         f"{', '.join(name for name in FOLDERS if name)}. Make them with LEAF, https://github.com/TalwalkarLab/leaf "
-        "(data/femnist: ./preprocess.sh -s niid --sf 1.0 -k 0 -t sample), and give the folder with --root, "
+        f"(data/femnist: {LEAF_COMMAND}), and give the folder with --root, "
         "or download them as parquet files with: zerofl data fetch femnist --root DIR"
     )
 
