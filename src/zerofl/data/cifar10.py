@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -165,10 +165,27 @@ def _in_tar(source: Path) -> Files:
         is_tar = tarfile.is_tarfile(source)
     if not is_tar:
         raise DatasetError(f"cifar10: {source} is neither a folder nor a tar or zip archive")
-    with _unpacking(str(source)), tarfile.open(source) as tar:
+    with _unpacking(str(source)), tarfile.open(source, tarinfo=_StrictTarInfo) as tar:
         # In one pass, since a compressed tar can only be read from its start.
         contents = {PurePosixPath(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
+        while rest := tar.fileobj.read(2**20):  # to the end of the file, where the checksum of its bytes is
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("it goes on after an empty header, which is a tar's end")
     return {path: lambda data=data: data for path, data in contents.items()}  # type: ignore[misc]
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A member's header. tarfile takes a damaged one for the end, and the members after it would be missing."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            at_its_end = isinstance(error, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
+            if at_its_end or not tarfile_.offset:  # at the start the other ways of compression are yet to be tried
+                raise
+            raise tarfile.ReadError(f"it has no header at byte {tarfile_.offset}: {error}") from error
 
 
 @contextmanager
