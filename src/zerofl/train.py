@@ -115,6 +115,11 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
         raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     if not len(dataset.test.labels):
         raise ExperimentError(f"{e.dataset}: {e.root} has no test part, on which the server evaluates; add one")
+    if e.partition != "node" and not len(dataset.train.labels):
+        raise ExperimentError(
+            f"{e.dataset}: {e.root} has no training part, which partition = {e.partition!r} deals to the clients; add "
+            "one, or in a deployment whose nodes have data of their own set partition = 'node'"
+        )
     _augmentation(e, dataset)
     try:
         parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)

@@ -134,5 +134,5 @@ def _opened(path: Path, columns: Sequence[str], prefix: str) -> Iterator[Any]:
                 found = ", ".join(file.schema_arrow.names)
                 raise DatasetError(f"{prefix}{path} lacks the columns {', '.join(missing)}; it has {found}")
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{prefix}{path} is not a parquet file, or is damaged: {error}") from error

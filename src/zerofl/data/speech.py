@@ -286,7 +286,7 @@ def _read(source: Sound) -> np.ndarray:
         data = source.read()
         _check_whole(data)
         sound, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, UnicodeDecodeError, IndexError) as error:  # two of a damaged parquet file
         raise DatasetError(f"speech_commands: {source.where} is not a sound file, or is truncated: {error}") from error
     if rate != RATE or sound.ndim != 1:
         channels = 1 if sound.ndim == 1 else sound.shape[1]
