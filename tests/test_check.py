@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from tests import hub_data
 from zerofl.cli import main
-from zerofl.data import DATASETS, Dataset, Split, client_indices, load_dataset
+from zerofl.data import DATASETS, Dataset, Split, client_indices, femnist, load_dataset
 from zerofl.data.check import (
     PUBLISHED,
     Published,
@@ -104,6 +105,50 @@ def test_any_published_version_is_complete_and_else_each_figure_is_named() -> No
         "3 natural clients, published 5 or 6",
         "14 samples, published 2,000 or 14",
     )
+
+
+def femnist_of(writers: int, samples: int, training: Callable[[int], int]) -> Dataset:
+    """Images of no pixels by writers with 2 or more, of whom each trains with so many of his n."""
+    others = np.random.default_rng(0).multinomial(samples - 9, [1 / (writers - 3)] * (writers - 3)).tolist()
+    owned = [training(n) for n in (2, 3, 4, *others)]
+    clients = {f"w{i}": indices for i, indices in enumerate(torch.split(torch.arange(sum(owned)), owned))}
+    train, test = (
+        Split(torch.empty(n, 1, 0, 0, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64))
+        for n in (sum(owned), samples - sum(owned))
+    )
+    return Dataset(train, test, femnist.CLASSES, (1.0,), (-1.0,), clients)
+
+
+def leaf(fraction: float) -> Callable[[int], int]:
+    """How many of n images LEAF puts into the training part (data/utils/split_data.py)."""
+    return lambda n: max(1, int(fraction * n))
+
+
+VERSIONS = [  # writers, images, and the rule of the 80 %
+    (3_597, 817_851, leaf(0.8)),
+    (3_597, 814_277, lambda n: n - n // 5),  # the hub's, by `load_femnist`
+    (3_550, 805_263, leaf(0.8)),
+]
+
+
+@pytest.mark.parametrize(("writers", "samples", "training"), VERSIONS)
+def test_femnist_is_complete_with_the_papers_parts_and_not_with_leafs_own(
+    writers: int, samples: int, training: Callable[[int], int]
+) -> None:
+    whole = report("femnist", femnist_of(writers, samples, training), "", PUBLISHED["femnist"])
+    assert whole.differences == ()
+    assert not any("--tf" in remark for remark in whole.remarks)
+    other = report("femnist", femnist_of(writers, samples, leaf(0.9)), "", PUBLISHED["femnist"])
+    named = [difference.split(" or ")[0] for difference in other.differences]
+    # 0.8 (817,851 - 3,597) = 651,403.2 and 0.8 * 817,851 = 654,280.8
+    assert f"{sum(other.train):,} training samples, published 651,404 to 654,280" in named
+    assert f"{sum(other.test):,} test samples, published 163,571 to 166,447" in named
+    assert any("-t sample --tf 0.8" in remark for remark in other.remarks)
+
+
+def test_femnist_of_one_image_less_is_not_complete() -> None:
+    found = report("femnist", femnist_of(3_597, 817_850, leaf(0.8)), "", PUBLISHED["femnist"])
+    assert found.differences == ("817,850 samples, published 817,851 or 814,277 or 805,263",)
 
 
 def test_mnist5k_is_as_published() -> None:

@@ -65,6 +65,7 @@ def test_parts_labels_silence_and_speakers(speech_root: Path) -> None:
         # Every coefficient has zero mean and unit deviation on the training part.
         images = dataset.train.images
         assert images.shape[1:] == (1, 32, 32)
+        assert dataset.augmentation is None
         torch.testing.assert_close(images.mean((0, 1, 3)), torch.zeros(32), atol=1e-4, rtol=0)
         torch.testing.assert_close(images.std((0, 1, 3)), torch.ones(32), atol=1e-4, rtol=0)
 

@@ -229,20 +229,22 @@ def _data_check(options: argparse.Namespace, console: Console, errors: Console) 
     partition = options.partition or ("natural" if report.natural_clients else "lda")
     clients = options.clients or (report.natural_clients if partition == "natural" else 100)
     try:
-        parts = client_indices(name, root, partition, clients, options.alpha, options.seed)
+        parts = client_indices(name, root, partition, clients, options.alpha, options.seed) if sum(report.train) else []
     except ValueError as error:
-        errors.print(f"zerofl: {name}: {error}", markup=False, highlight=False)
+        hint = "" if options.clients else "; give their number with --clients N"
+        errors.print(f"zerofl: {name}: {error}{hint}", markup=False, highlight=False)
         return 2
     wide = console if console.is_terminal else Console(width=160)
     wide.print(classes_table(report))
     wide.print(f"natural clients: {report.natural_clients or 'none'}", highlight=False)
     wide.print(f"checksum: {report.checksum}", highlight=False)
-    how = partition if partition == "natural" else f"lda, alpha {options.alpha}, seed {options.seed}"
-    wide.print(f"\n{len(parts)} clients, {how}: training samples of each class", highlight=False)
-    dataset = load_dataset(name, root)
-    names = list(dataset.clients) if partition == "natural" else [str(client) for client in range(len(parts))]
-    for table in client_tables(names, class_table(dataset, parts), dataset.classes, wide.width):
-        wide.print(table)
+    if parts:
+        how = partition if partition == "natural" else f"lda, alpha {options.alpha}, seed {options.seed}"
+        wide.print(f"\n{len(parts)} clients, {how}: training samples of each class", highlight=False)
+        dataset = load_dataset(name, root)
+        names = list(dataset.clients) if partition == "natural" else [str(client) for client in range(len(parts))]
+        for table in client_tables(names, class_table(dataset, parts), dataset.classes, wide.width):
+            wide.print(table)
     if len(parts) > CLIENTS_SHOWN:
         wide.print(f"and {len(parts) - CLIENTS_SHOWN} more clients", highlight=False)
     for remark in report.remarks:

@@ -41,10 +41,10 @@ class Experiment:
     SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
     training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds.
 
-    Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops and
-    mirrors; the learning rate decays exponentially from `lr_start` to `lr_end` over the rounds. With `precision`
-    bfloat16 the products are computed in it (PyTorch's autocast), for GPUs; weights and losses stay float32, and on the
-    CPU the native kernels, which are float32, are not used.
+    Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops
+    images, and mirrors those of CIFAR-10; the learning rate decays exponentially from `lr_start` to `lr_end` over the
+    rounds. With `precision` bfloat16 the products are computed in it (PyTorch's autocast), for GPUs; weights and losses
+    stay float32, and on the CPU the native kernels, which are float32, are not used.
 
     Uplink: the strategy `uplink`; the top (1 - sparsity + `mask_ratio`) of each sparse layer is sent, with
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from zerofl import native
-from zerofl.data import Dataset, Split, client_indices
+from zerofl.data import Augmentation, Dataset, Split, client_indices
 from zerofl.data.augment import crop_and_flip
 from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment, ExperimentError
@@ -30,7 +30,11 @@ def train(
     """Train `model` in place on a client's split with SGD, both on one device; returns the mean loss of a sample.
 
     The order of samples and the augmentation are functions of (seed, round, client). No step waits for the device.
+
+    Raises:
+        ExperimentError: the experiment augments data that have no augmentation.
     """
+    augmentation = _augmentation(experiment, dataset)
     device = next(model.parameters()).device
     order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
     optimizer = torch.optim.SGD(
@@ -45,8 +49,8 @@ def train(
         order = torch.from_numpy(order_rng.permutation(len(split.labels))).to(device)
         for batch in torch.split(order, experiment.batch_size):
             images = split.images[batch]
-            if experiment.augment:
-                images = crop_and_flip(images, augment_rng)
+            if augmentation:
+                images = crop_and_flip(images, augmentation, augment_rng)
             optimizer.zero_grad()  # first: the last step's gradients need not be there beside the activations
             with torch.autocast(device.type, torch.bfloat16, enabled=experiment.precision == "bfloat16"):
                 loss = F.cross_entropy(model(dataset.normalized(images)), split.labels[batch])
@@ -104,8 +108,8 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
     """Whether the experiment can be run on the data set at all, before anything is trained.
 
     Raises:
-        ExperimentError: a partition that the data set cannot have, nothing to validate on, images of another size than
-            the model takes, or a device or an instruction set that is not there.
+        ExperimentError: a partition or an augmentation that the data set cannot have, nothing to train or validate
+            on, images of another size than the model takes, or a device or an instruction set that is not there.
     """
     e, shape = experiment, tuple(dataset.train.images.shape[1:])
     if native.REFUSED:
@@ -119,6 +123,12 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
         raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     if not len(dataset.test.labels):
         raise ExperimentError(f"{e.dataset}: {e.root} has no test part, on which the server evaluates; add one")
+    if e.partition != "node" and not len(dataset.train.labels):
+        raise ExperimentError(
+            f"{e.dataset}: {e.root} has no training part, which partition = {e.partition!r} deals to the clients; add "
+            "one, or in a deployment whose nodes have data of their own set partition = 'node'"
+        )
+    _augmentation(e, dataset)
     try:
         parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
     except ValueError as error:
@@ -136,6 +146,15 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
         raise ExperimentError(
             f"model = {experiment.model!r} does not take images of {shape}, which {experiment.dataset} has: {error}"
         ) from error
+
+
+def _augmentation(experiment: Experiment, dataset: Dataset) -> Augmentation | None:
+    if experiment.augment and dataset.augmentation is None:
+        raise ExperimentError(
+            f"augment = true: {experiment.dataset} has no pictures that could be cropped and mirrored; "
+            "set augment = false"
+        )
+    return dataset.augmentation if experiment.augment else None
 
 
 def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:

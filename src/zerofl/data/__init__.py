@@ -7,14 +7,14 @@ from functools import cache, lru_cache
 from torch import Tensor
 
 from zerofl.data.cifar10 import load_cifar10
-from zerofl.data.dataset import Dataset, DatasetError, Split, checksum
+from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split, checksum
 from zerofl.data.femnist import load_femnist
 from zerofl.data.mnist5k import load_mnist5k
 from zerofl.data.partition import PARTITIONS
 from zerofl.data.speech import load_speech_commands, load_speech_commands_by_speaker
 
 __all__ = [
-    "DATASETS", "PARTITIONS", "Dataset", "DatasetError", "Split", "client_indices",
+    "DATASETS", "PARTITIONS", "Augmentation", "Dataset", "DatasetError", "Split", "client_indices",
     "dataset_checksum", "dataset_on",
     "load_dataset",
 ]  # fmt: skip

@@ -1,26 +1,29 @@
 """CIFAR-10 from a local folder or archive: the original python or binary batches, class folders, or parquet files."""
 
+import functools
 import io
 import pickle
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 
-from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
+from zerofl.data.files import read_file, reading, visible
 from zerofl.data.hub import parquet_files, read_images
 from zerofl.data.image import decode_image
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TRAIN_BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
-TEST_BATCHES = ["test_batch"]
+BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin", "cifar10")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+DEFLATE64 = 9  # the method of a zip's member; Windows takes it for files of 2 GB and more
 
 Files = dict[PurePosixPath, Callable[[], bytes]]
 """The files of a folder or archive, by path, each with what reads it."""
@@ -32,62 +35,58 @@ def load_cifar10(root: str) -> Dataset:
     `root` is the folder that holds `data_batch_1` (or `data_batch_1.bin`, or `train/` and `test/` with a folder of
     images for each class, or the hub's `train*.parquet` and `test*.parquet`), or a folder, or except for parquet files
     an archive, that holds that. Class folders and the hub's files give the images in another order than the batches.
-    Beside class folders `train/` there need be no `test/`, which then is empty, and a class that a client has none of
-    is an empty folder.
+    Of class folders `train/` and `test/` one may be missing, and is then empty: clients that train on data of their
+    own need no `test/`, and a server that only evaluates no `train/`. A class that there are no images of is an empty
+    folder.
 
     Raises:
-        DatasetError: nothing of this kind is there, or what is there is damaged.
+        DatasetError: nothing of this kind is there, or what is there is incomplete, damaged, encrypted or unreadable;
+            it names the file.
     """
     source = Path(root).expanduser()
-    try:
+    with reading("cifar10", source):
         files = _files(source)
         tables = {} if files else parquet_files(source, FOLDERS)
         if tables:
-            train, test = (_read_tables(tables, source, split) for split in ("train", "test"))
+            train, test = (_read_tables(tables, source, part) for part in BATCHES)
         else:
-            train = _read_split(files, source, TRAIN_BATCHES, "train")
-            test = _read_split(files, source, TEST_BATCHES, "test")
-        return Dataset(
-            train,
-            test,
-            classes=CLASSES,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2470, 0.2435, 0.2616),
-            clients={},
-        )
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DatasetError(f"cifar10: {source} cannot be read, it may be truncated: {error}") from error
+            train, test = (_read_part(files, source, part) for part in BATCHES)
+    return Dataset(
+        train,
+        test,
+        classes=CLASSES,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        clients={},
+        augmentation=Augmentation(background=0, mirrored=True),
+    )
 
 
-def _read_split(files: Files, source: Path, batches: list[str], folder: str) -> Split:
+def _read_part(files: Files, source: Path, part: str) -> Split:
     by_name = {path.name: (path, read) for path, read in files.items()}
     for suffix, parse in (("", _parse_python_batch), (".bin", _parse_binary_batch)):
-        if batches[0] + suffix in by_name:
-            missing = [name for name in batches if name + suffix not in by_name]
+        if any(name + suffix in by_name for names in BATCHES.values() for name in names):
+            missing = [name + suffix for name in BATCHES[part] if name + suffix not in by_name]
             if missing:
-                raise DatasetError(f"cifar10: {source} lacks {', '.join(n + suffix for n in missing)}")
-            found = [by_name[name + suffix] for name in batches]
+                raise DatasetError(f"cifar10: {source} lacks {', '.join(missing)}")
+            found = [by_name[name + suffix] for name in BATCHES[part]]
             parsed = [parse(read(), f"{source}: {path}") for path, read in found]
             images, labels = (np.concatenate(arrays) for arrays in zip(*parsed, strict=True))
             return Split(torch.from_numpy(images).view(-1, 3, 32, 32), torch.from_numpy(labels))
-    # Class folders: .../train/airplane/anything.png
-    by_class = {
-        label: sorted(p for p in files if p.parts[-3:-1] == (folder, name) and p.suffix.lower() in IMAGE_SUFFIXES)
-        for label, name in enumerate(CLASSES)
-    }
+    by_class = _class_images(files, part)
     if not any(by_class.values()):
-        if folder == "test" and any(path.parts[-3] == "train" for path in files):
+        if any(any(_class_images(files, other).values()) for other in BATCHES if other != part):
             return Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
         raise DatasetError(_not_found(source))
     homes = {path.parents[2] for paths in by_class.values() for path in paths}
     missing = [
         CLASSES[label]
         for label, paths in by_class.items()
-        if not paths and not any((source / home / folder / CLASSES[label]).is_dir() for home in homes)
+        if not paths and not any((source / home / part / CLASSES[label]).is_dir() for home in homes)
     ]
     if missing:
         raise DatasetError(
-            f"cifar10: {source} has no images in {folder}/ for the classes {', '.join(missing)}; if it is to have none "
+            f"cifar10: {source} has no images in {part}/ for the classes {', '.join(missing)}; if it is to have none "
             "of them, make an empty folder for each"
         )
     decoded = [
@@ -97,6 +96,14 @@ def _read_split(files: Files, source: Path, batches: list[str], folder: str) -> 
     ]
     labels = np.repeat(np.arange(len(CLASSES)), [len(paths) for paths in by_class.values()])
     return _split(decoded, labels)
+
+
+def _class_images(files: Files, part: str) -> dict[int, list[PurePosixPath]]:
+    """The images of each class in class folders: .../train/airplane/anything.png."""
+    return {
+        label: sorted(p for p in files if p.parts[-3:-1] == (part, name) and p.suffix.lower() in IMAGE_SUFFIXES)
+        for label, name in enumerate(CLASSES)
+    }
 
 
 def _read_tables(tables: dict[str, list[Path]], source: Path, split: str) -> Split:
@@ -119,28 +126,83 @@ def _files(source: Path) -> Files:
     """Every file that may matter below the folder, or in the archive, `source`."""
     if source.is_dir():
         archives = [source / name for name in ARCHIVES if (source / name).is_file()]
-        folders = [source / name for name in FOLDERS if (source / name).is_dir()]
-        patterns = ("data_batch_*", "test_batch*", "train/*/*", "test/*/*")
-        paths: Iterable[Path] = (p for folder in folders for pattern in patterns for p in folder.glob(pattern))
-        files = {PurePosixPath(p.relative_to(source).as_posix()): p.read_bytes for p in paths if p.is_file()}
+        paths = [path for name in FOLDERS for path in _in_folder(source / name)]
+        files: Files = {
+            PurePosixPath(path.relative_to(source).as_posix()): functools.partial(read_file, "cifar10", path)
+            for path in paths
+        }
         return files if files or not archives else _files(archives[0])
     if not source.is_file():
         raise DatasetError(_not_found(source))
-    if zipfile.is_zipfile(source):
+    files = _in_zip(source) if zipfile.is_zipfile(source) else _in_tar(source)
+    return {path: read for path, read in files.items() if _matters(path)}
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    batches = [path for path in visible(folder) if path.name.startswith(("data_batch_", "test_batch"))]
+    return [*batches, *(path for part in BATCHES for of_class in visible(folder / part) for path in visible(of_class))]
+
+
+def _in_zip(source: Path) -> Files:
+    with _unpacking(str(source)):
         archive = zipfile.ZipFile(source)
-        names = [name for name in archive.namelist() if not name.endswith("/") and _matters(PurePosixPath(name))]
-        return {PurePosixPath(name): lambda name=name: archive.read(name) for name in names}  # type: ignore[misc]
-    if not tarfile.is_tarfile(source):
+
+    def read(member: zipfile.ZipInfo) -> bytes:
+        with _unpacking(f"{source}: {member.filename}"):
+            if member.compress_type == DEFLATE64:
+                raise NotImplementedError("it is packed with Deflate64, which Python does not read")
+            return archive.read(member)
+
+    # Some tools of Windows separate folders by a backslash.
+    names = {member.filename.replace("\\", "/"): member for member in archive.infolist()}
+    return {
+        PurePosixPath(name): functools.partial(read, member) for name, member in names.items() if not name.endswith("/")
+    }
+
+
+def _in_tar(source: Path) -> Files:
+    with _unpacking(str(source)):
+        is_tar = tarfile.is_tarfile(source)
+    if not is_tar:
         raise DatasetError(f"cifar10: {source} is neither a folder nor a tar or zip archive")
-    with tarfile.open(source) as tar:
+    with _unpacking(str(source)), tarfile.open(source, tarinfo=_StrictTarInfo) as tar:
         # In one pass, since a compressed tar can only be read from its start.
         contents = {PurePosixPath(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
-    return {path: lambda data=data: data for path, data in contents.items() if _matters(path)}  # type: ignore[misc]
+        while rest := tar.fileobj.read(2**20):  # to the end of the file, where the checksum of its bytes is
+            if rest.strip(b"\0"):
+                raise tarfile.ReadError("it goes on after an empty header, which is a tar's end")
+    return {path: lambda data=data: data for path, data in contents.items()}  # type: ignore[misc]
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """A member's header. tarfile takes a damaged one for the end, and the members after it would be missing."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.HeaderError as error:
+            at_its_end = isinstance(error, tarfile.EOFHeaderError)  # type: ignore[attr-defined]
+            if at_its_end or not tarfile_.offset:  # at the start the other ways of compression are yet to be tried
+                raise
+            raise tarfile.ReadError(f"it has no header at byte {tarfile_.offset}: {error}") from error
+
+
+@contextmanager
+def _unpacking(where: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what zipfile says of encryption and of methods that it does not know
+        raise DatasetError(
+            f"cifar10: {where} cannot be read: {error}. Unpack the archive, and give the folder with --root"
+        ) from error
+    except Exception as error:  # tarfile, zipfile and each way of compression have errors of their own
+        raise DatasetError(f"cifar10: {where} cannot be read, it may be truncated: {error}") from error
 
 
 def _matters(path: PurePosixPath) -> bool:
-    """Not one of the shadow files that macOS puts beside the real ones of the same name."""
-    return "__MACOSX" not in path.parts and not path.name.startswith("._")
+    """Not one of the hidden files, such as the shadows that macOS puts beside the real ones of the same name."""
+    return "__MACOSX" not in path.parts and not path.name.startswith(".")
 
 
 def _not_found(source: Path) -> str:
@@ -149,6 +211,7 @@ def _not_found(source: Path) -> str:
         f"{source.absolute()} or its folders {', '.join(name for name in FOLDERS if name)}. Get cifar-10-python.tar.gz "
         "from https://www.cs.toronto.edu/~kriz/cifar.html and give the folder or the archive itself with --root, or "
         "download it with: zerofl data fetch cifar10 --root DIR"
+        + (". Parquet files are read from a folder only: unpack their archive" if source.is_file() else "")
     )
 
 
@@ -165,8 +228,8 @@ def _parse_python_batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray
     try:
         batch = _BatchUnpickler(io.BytesIO(data), encoding="bytes").load()
         images, labels = np.asarray(batch[b"data"]), np.asarray(batch[b"labels"], np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError) as error:
-        raise DatasetError(f"cifar10: {where} is not a CIFAR-10 python batch, or is truncated: {error}") from error
+    except Exception as error:  # a damaged pickle asks for anything, and so fails with anything
+        raise DatasetError(f"cifar10: {where} is not a CIFAR-10 python batch, or is truncated: {error!r}") from error
     return _checked(images, labels, where)
 
 

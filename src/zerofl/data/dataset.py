@@ -29,11 +29,23 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """How images of bytes may be changed in training.
+
+    A shifted image shows the byte `background` where it ends, and with `mirrored` half of them are mirrored left to
+    right, which is for data that mean the same in a mirror.
+    """
+
+    background: int
+    mirrored: bool
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Training and test samples, the classes by label, and each channel's mean and deviation.
 
     Bytes count as [0, 1]. `clients` are the training samples of each natural client (a writer, a speaker) by its name,
-    int64 and rising; a data set without such has none.
+    int64 and rising; a data set without such has none. Data that are no pictures have no `augmentation`.
     """
 
     train: Split
@@ -42,6 +54,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     clients: dict[str, Tensor]
+    augmentation: Augmentation | None = None
 
     def normalized(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> float32 of the same shape with zero mean and unit deviation on the training set."""

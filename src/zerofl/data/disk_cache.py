@@ -30,7 +30,7 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
     digest = hashlib.sha256()
     for path in sorted(sources):
         status = path.stat()
-        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        digest.update(f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     file = cache_folder() / f"{purpose}-{digest.hexdigest()[:16]}.safetensors"
     if file.exists():
         # A damaged one, of a full disk or a copy cut short, is made anew.

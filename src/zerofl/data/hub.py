@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from zerofl.data.dataset import DatasetError
+from zerofl.data.files import visible
 from zerofl.data.image import decode_image
 from zerofl.extras import install_hint
 
@@ -25,9 +26,13 @@ def parquet_files(source: Path, folders: Sequence[str]) -> dict[str, list[Path]]
     """The files `train*.parquet`, `validation*.parquet` and `test*.parquet`, by split, of the first folder with any.
 
     Looked for in `folders` below `source`, and in each of these in `FOLDERS`; {} if there are none.
+
+    Raises:
+        OSError: a folder may not be read.
     """
     for folder in (source / name / inner for name in folders for inner in FOLDERS):
-        files = {split: sorted(folder.glob(f"{split}*.parquet")) for split in SPLITS}
+        tables = [path for path in visible(folder) if path.suffix == ".parquet"]
+        files = {split: [path for path in tables if path.name.startswith(split)] for split in SPLITS}
         if any(files.values()):
             return {split: paths for split, paths in files.items() if paths}
     return {}
@@ -64,9 +69,12 @@ def class_names(path: Path, column: str, prefix: str, default: Sequence[str] = (
         DatasetError: as `read_rows`.
     """
     with _opened(path, [column], prefix) as file:
-        metadata = json.loads((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata.get("info", {}).get("features", {}).get(column, {}).get("names")
-    return list(names or default)
+        metadata = (file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        names = json.loads(metadata).get("info", {}).get("features", {}).get(column, {}).get("names")
+        return list(names or default)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise DatasetError(f"{prefix}{path} has metadata that are not the hub's, or are damaged: {error!r}") from error
 
 
 def class_name(value: Any, names: Sequence[str], column: str, where: str) -> str:
@@ -90,9 +98,9 @@ def file_bytes(value: Any, column: str, where: str) -> bytes:
         DatasetError: there is none; it starts with `where`.
     """
     data = value.get("bytes") if isinstance(value, dict) else None
-    if not data:
+    if not isinstance(data, bytes) or not data:
         raise DatasetError(f"{where} has no bytes in {column}, expected a whole file, not its path alone")
-    return bytes(data)
+    return data
 
 
 def read_images(
@@ -126,5 +134,5 @@ def _opened(path: Path, columns: Sequence[str], prefix: str) -> Iterator[Any]:
                 found = ", ".join(file.schema_arrow.names)
                 raise DatasetError(f"{prefix}{path} lacks the columns {', '.join(missing)}; it has {found}")
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{prefix}{path} is not a parquet file, or is damaged: {error}") from error

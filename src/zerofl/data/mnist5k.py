@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from zerofl.data.dataset import Dataset, DatasetError, Split
+from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
 from zerofl.extras import install_hint
 from zerofl.rng import rng
 
@@ -31,4 +31,12 @@ def load_mnist5k(root: str = "") -> Dataset:
     train = torch.cat([indices[TEST_IMAGES_PER_CLASS:] for indices in of_class])
     # Pixels stay on [0, 1], as LEAF's CNN gets them: with zero mean and unit deviation its first rounds diverge.
     classes = tuple(str(digit) for digit in range(10))
-    return Dataset(everything.take(train), everything.take(test), classes, mean=(0.0,), std=(1.0,), clients={})
+    return Dataset(
+        everything.take(train),
+        everything.take(test),
+        classes,
+        mean=(0.0,),
+        std=(1.0,),
+        clients={},
+        augmentation=Augmentation(background=0, mirrored=False),
+    )

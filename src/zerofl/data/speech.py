@@ -23,6 +23,7 @@ from rich.progress import track
 
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
+from zerofl.data.files import reading, visible
 from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
 from zerofl.extras import install_hint
 from zerofl.rng import rng
@@ -94,6 +95,11 @@ def official_part(file_name: str) -> str:
 
 def _load(root: str, rule: str, part_of: Callable[[Clip], str]) -> Dataset:
     source = Path(root).expanduser()
+    with reading("speech_commands", source):
+        return _load_from(source, rule, part_of)
+
+
+def _load_from(source: Path, rule: str, part_of: Callable[[Clip], str]) -> Dataset:
     purpose = f"speech-2-{COEFFICIENTS}-{N_FFT}-{HOP}-{MELS}"
     if folder := _find(source):
         clips, noises = _from_folders(folder)
@@ -133,25 +139,23 @@ def _from_folders(folder: Path) -> tuple[list[Clip], list[Sound]]:
         for word in _word_folders(folder)
         for path in _wav_files(word)
     ]
+    for clip in clips:
+        if not clip.name.isprintable():  # nor could it be in a message or a checksum
+            raise DatasetError(f"speech_commands: {clip.sound.where!a} has a name that is no text; rename it")
     return clips, [Sound(str(path), path, path.read_bytes) for path in _wav_files(folder / NOISES)]
 
 
 def _word_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(("_", ".")))
+    return [path for path in visible(folder) if path.is_dir() and not path.name.startswith("_")]
 
 
 def _wav_files(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.suffix.lower() == ".wav"]
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, without the hidden files that a file manager leaves."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+    return [path for path in visible(folder) if path.suffix.lower() == ".wav"]
 
 
 def _refuse_other_sounds(folders: list[Path]) -> None:
     """Clips in another format would be missing without a word, and with them maybe a whole class."""
-    others = [path for folder in folders for path in _visible(folder) if path.suffix.lower() in OTHER_SOUNDS]
+    others = [path for folder in folders for path in visible(folder) if path.suffix.lower() in OTHER_SOUNDS]
     if others:
         named = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise DatasetError(
@@ -166,7 +170,7 @@ def stray_files(root: str) -> list[Path]:
     if folder is None:
         return []
     clips = {path for word in _word_folders(folder) for path in _wav_files(word)}
-    return [path for word in _word_folders(folder) for path in _visible(word) if path not in clips]
+    return [path for word in _word_folders(folder) for path in visible(word) if path not in clips]
 
 
 def _from_tables(tables: list[Path]) -> tuple[list[Clip], list[Sound]]:
@@ -282,7 +286,7 @@ def _read(source: Sound) -> np.ndarray:
         data = source.read()
         _check_whole(data)
         sound, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, UnicodeDecodeError, IndexError) as error:  # two of a damaged parquet file
         raise DatasetError(f"speech_commands: {source.where} is not a sound file, or is truncated: {error}") from error
     if rate != RATE or sound.ndim != 1:
         channels = 1 if sound.ndim == 1 else sound.shape[1]

@@ -115,6 +115,8 @@ def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Te
     e = experiment
     dataset = dataset_on(e.dataset, e.root, e.device)
     mine = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)[client]
+    if not len(mine):
+        raise ValueError(f"{e.dataset}: {e.root} has no training part; add one")
     return dataset, validation_split(mine, e.validation_fraction, e.seed, client)
 
 
