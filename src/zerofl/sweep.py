@@ -44,7 +44,7 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
         ExperimentError: the file is malformed; it says where.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: not valid TOML: {error}") from error
     base, runs, seeds = document.pop("base", {}), document.pop("run", []), document.pop("seeds", None)
