@@ -4,19 +4,20 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from zerofl import __version__
-from zerofl.console import Output
-from zerofl.extras import install_hint
+if TYPE_CHECKING:
+    from zerofl.console import Output
 
-# All that imports PyTorch, which takes seconds, is imported where it is used: `zerofl --help` does without, and an
+# All but the standard library is imported where it is used: PyTorch takes seconds, `zerofl --help` does without, and an
 # interrupt finds `main` ready for it. So the parser's choices stand here; a test compares them.
 DATASETS = ("cifar10", "femnist", "mnist5k", "speech_commands", "speech_commands_by_speaker")
 FETCHED = ("cifar10", "femnist", "speech_commands")
@@ -32,24 +33,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is done; 1 a run failed, or the data set is not the complete published one; 2 it could not be started, or the data
     set not be read; 130 it was interrupted.
     """
-    console, errors = Output(sys.stdout), Output(sys.stderr)
     try:
-        options = _parser().parse_args(arguments)
-        return _command(options, console, errors)
+        with _importing():
+            from zerofl.console import Output
+
+            console, errors = Output(sys.stdout), Output(sys.stderr)
+        try:
+            return _command(_parser().parse_args(arguments), console, errors)
+        finally:
+            console.file.flush()  # what argparse prints may have no reader
     except KeyboardInterrupt:
-        errors.print("zerofl: interrupted")
+        _say_interrupted()
         return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import something large: an interrupt ends the process at once, as nothing is to be cleaned up.
+
+    An exception would not do: NumPy takes it for a failed part and goes on with half of itself, PyTorch aborts.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        _say_interrupted()
+        os._exit(INTERRUPTED)
+
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # in the background it may be ignored
+    if raises:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
     finally:
-        console.file.flush()  # what argparse prints may have no reader either
+        if raises:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _command(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _say_interrupted() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"zerofl: interrupted\n")  # not through a stream, in which it may have come
+
+
+def _command(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     if "torch" not in sys.modules:
         errors.print("loading PyTorch ...")
-    from zerofl.bench.step import BenchError
-    from zerofl.data import DatasetError
-    from zerofl.experiment import ExperimentError
-    from zerofl.results import ResultsError
+    with _importing():
+        from zerofl.bench.step import BenchError
+        from zerofl.data import DatasetError
+        from zerofl.experiment import ExperimentError
+        from zerofl.results import ResultsError
 
     try:
         status: int = options.command(options, console, errors)
@@ -60,6 +91,8 @@ def _command(options: argparse.Namespace, console: Output, errors: Output) -> in
 
 
 def _parser() -> argparse.ArgumentParser:
+    from zerofl import __version__
+
     parser = argparse.ArgumentParser(prog="zerofl", description="Federated learning with sparse training and uplinks.")
     parser.add_argument("--version", action="version", version=f"zerofl {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
@@ -169,7 +202,7 @@ def _sparsity(text: str) -> float:
     return value
 
 
-def _bench_step(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     import torch
 
     from zerofl.bench.step import bench_layers, bench_step, step_table
@@ -188,7 +221,7 @@ def _bench_step(options: argparse.Namespace, console: Output, errors: Output) ->
     return 0
 
 
-def _bench_uplink(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _bench_uplink(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     from zerofl.bench.uplink import bench_uplink, uplink_table
     from zerofl.results import write_atomically
 
@@ -204,13 +237,15 @@ def _bench_uplink(options: argparse.Namespace, console: Output, errors: Output) 
     return 0
 
 
-def _report(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _report(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.extras import install_hint
     from zerofl.results import ResultsError
 
     if importlib.util.find_spec("matplotlib") is None:
         raise ResultsError(f"the report's figures need matplotlib: {install_hint('report')}")
-    from zerofl.report.collect import collect
-    from zerofl.report.page import check_out, write_report
+    with _importing():
+        from zerofl.report.collect import collect
+        from zerofl.report.page import check_out, write_report
 
     check_out(options.out)
     directories = {directory.resolve(): directory for directory in options.directories}  # each once
@@ -225,7 +260,7 @@ def _report(options: argparse.Namespace, console: Output, errors: Output) -> int
     return 0
 
 
-def _data_check(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _data_check(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     from zerofl.data import client_indices, load_dataset
     from zerofl.data.check import check_dataset, class_table
     from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
@@ -261,7 +296,7 @@ def _data_check(options: argparse.Namespace, console: Output, errors: Output) ->
     return 1 if report.differences else 0
 
 
-def _data_fetch(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _data_fetch(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     from zerofl.data.fetch import fetch
 
     fetch(options.name, options.root, errors.print)
@@ -269,9 +304,10 @@ def _data_fetch(options: argparse.Namespace, console: Output, errors: Output) ->
     return 0
 
 
-def _run(options: argparse.Namespace, console: Output, errors: Output) -> int:
+def _run(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     from zerofl.data import load_dataset
     from zerofl.experiment import ExperimentError, parse_setting
+    from zerofl.extras import install_hint
     from zerofl.progress import RunProgress, opening, summary_table
     from zerofl.results import (
         ROUNDS,
@@ -312,9 +348,10 @@ def _run(options: argparse.Namespace, console: Output, errors: Output) -> int:
 
     # Only now, because importing Flower takes seconds.
     errors.print("starting Flower ...")
-    from zerofl.flower.client_app import app as client_app
-    from zerofl.flower.engines import ENGINES, EngineError, check_engine
-    from zerofl.flower.server_app import RoundError, server_app
+    with _importing():
+        from zerofl.flower.client_app import app as client_app
+        from zerofl.flower.engines import ENGINES, EngineError, check_engine
+        from zerofl.flower.server_app import RoundError, server_app
 
     try:
         for experiment in chosen:
@@ -326,7 +363,7 @@ def _run(options: argparse.Namespace, console: Output, errors: Output) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # What a run computes is in its folder, so it goes on when the reader of its lines, a pager or `head`, has gone.
     console.on_lost = lambda error: errors.print(
-        f"zerofl: nobody reads the output any more ({error.strerror}); the run goes on, with its results in {out}/"
+        f"zerofl: the output can no longer be written ({error.strerror}); the run goes on, with its results in {out}/"
     )
     write_atomically(out / SWEEP, file.read_bytes())  # for the report: the rows, and the paper's figures
     failed = []
