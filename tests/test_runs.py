@@ -132,6 +132,17 @@ def test_both_engines_end_in_the_same_weights(cifar_root: Path, tmp_path: Path) 
     assert without_times(tmp_path / "ray") == without_times(tmp_path / "in-process")
 
 
+def test_each_reply_of_a_round_is_told_and_changes_nothing(cifar_root: Path, tmp_path: Path) -> None:
+    """Three clients train and, in the second and last round, validate."""
+    experiment = experiment_of(cifar_root, rounds=2)
+    told: list[tuple[int, int]] = []
+    directory = tmp_path / "told"
+    app = server_app(experiment, directory, open_run(directory, experiment), on_round=lambda record: None)
+    run_in_process(app, client_app, experiment, on_reply=lambda *replies: told.append(replies))
+    assert told == [(1, 3), (2, 3), (3, 3)] * 3
+    assert model_bytes(directory) == model_bytes(run(experiment, tmp_path / "untold"))
+
+
 def test_an_existing_ray_cluster_ends_in_the_same_weights(cifar_root: Path, tmp_path: Path) -> None:
     """Two clients at once on one core, half a core each, on a cluster that was there before and is there after."""
     with socket.socket() as probe:
