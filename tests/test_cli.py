@@ -193,8 +193,14 @@ def test_a_terminal_of_ascii_gets_the_table(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_an_interrupted_command_says_so_in_a_line(
-    arguments: list[str], interrupted: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    arguments: list[str],
+    interrupted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
