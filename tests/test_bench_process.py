@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 
 from zerofl.bench.process import in_own_process
 
@@ -14,16 +15,23 @@ def interrupt_both() -> None:
     signal.pause()
 
 
+class InterruptsBoth:
+    """When it arrives in the other process, which is then outside of what it runs."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return interrupt_both, ()
+
+
 def test_the_result_is_of_another_process() -> None:
     assert in_own_process(os.getpid) != os.getpid()
 
 
 def test_an_interrupt_is_for_the_first_process_and_ends_the_other() -> None:
     code = """
-from tests.test_bench_process import in_own_process, interrupt_both
+from tests.test_bench_process import InterruptsBoth, in_own_process
 if __name__ == "__main__":
     try:
-        in_own_process(interrupt_both)
+        in_own_process(id, InterruptsBoth())
     except KeyboardInterrupt:
         print("interrupted")
 """
