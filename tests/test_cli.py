@@ -1,4 +1,6 @@
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -6,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.running import run_until
-from zerofl import native
-from zerofl.cli import main
+from zerofl import cli, native
+from zerofl.bench.step import ISAS, SHAPES
+from zerofl.cli import INTERRUPTED, main
+from zerofl.data import DATASETS, PARTITIONS
+from zerofl.data.fetch import HUB
 from zerofl.results import CHECKPOINT, load_checkpoint, locked, read_lines, read_summary, save_checkpoint
 from zerofl.sweep import read_sweep
 
@@ -38,15 +43,16 @@ def test_a_file_runs_whole_and_prints_plain_lines_and_a_table(
 ) -> None:
     assert main(["run", file, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
+    assert "full: 2 rounds, 2 of 4 clients a round; resnet18 with " in printed
     assert "full  round 1/2  accuracy" in printed
     assert "sparse  round 2/2  accuracy" in printed
     assert "left" in printed
-    table = printed[printed.index("savings") :].splitlines()
-    for name in ("full", "sparse"):
+    heading, *table, where = printed[printed.index("run  ") :].splitlines()
+    assert heading.split()[:4] == ["run", "test", "accuracy", "savings"]
+    assert where == f"results in {tmp_path / 'out'}/"
+    for name, row in zip(("full", "sparse"), table, strict=True):
         summary = read_summary(tmp_path / "out" / name)
-        (row,) = [line for line in table if f" {name} " in line]
-        assert f"{summary['test_accuracy']:.1%}" in row
-        assert f"{summary['savings']:.1f}x" in row
+        assert row.split()[:3] == [name, f"{summary['test_accuracy']:.1%}", f"{summary['savings']:.1f}x"]
     assert "\x1b" not in printed
 
 
@@ -103,7 +109,7 @@ def test_a_failed_run_lets_the_others_go_on(file: str, tmp_path: Path, capsys: p
     Path(file).write_text(text)
     assert main(["run", file, "--out", str(tmp_path / "out")]) == 1
     captured = capsys.readouterr()
-    assert "zerofl: full: round 1: 0 of 2 clients sent a usable update, min_replies = 1 are needed." in captured.err
+    assert "zerofl: run full: round 1: 0 of 2 clients sent a usable update, min_replies = 1 are needed." in captured.err
     assert "holds non-finite values (NaN or infinity): training has diverged" in captured.err
     assert f"failed: full; try again with: zerofl run {file} --out {tmp_path / 'out'} --resume" in captured.err
     assert (tmp_path / "out" / "sparse" / "summary.json").exists()
@@ -190,3 +196,98 @@ def test_refused_kernels_are_told_without_a_traceback(
     monkeypatch.setattr(native, "_native", native._Refused())
     assert main(["bench", "uplink"]) == 2
     assert capsys.readouterr().err.endswith("\nzerofl: ZEROFL_ISA=foo: expected another\n")
+
+
+def test_a_folder_with_brackets_is_printed_as_it_is(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "x[/b]" / "runs[a]"
+    arguments = ["run", file, "--only", "full", "--set", "rounds=1", "--out", str(out)]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.endswith(f"results in {out}/\n")
+    assert main([*arguments, "--resume"]) == 0
+    assert f"full: finished before, in {out / 'full'}\n" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_without_its_reader(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind `| head -1`, or a pager that was left: what it computes is in its folder."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["run", file, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "sparse" / "summary.json").exists()
+    told = "zerofl: the output can no longer be written (Broken pipe); the run goes on, with its results in"
+    assert capsys.readouterr().err.count(told) == 1
+
+
+def test_a_terminal_of_ascii_gets_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["data", "check", "mnist5k"]) == 0
+    assert raw.getvalue().endswith(b"mnist5k: complete, as published\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interrupted"),
+    [
+        (["run", "demo"], "zerofl.train.check_fits"),
+        (["report", "runs"], "zerofl.report.collect.collect"),
+        (["data", "check", "mnist5k"], "zerofl.data.check.check_dataset"),
+        (["data", "fetch", "cifar10", "--root", "data"], "zerofl.data.fetch.fetch"),
+        (["bench", "step"], "zerofl.bench.step.bench_step"),
+        (["bench", "layers"], "zerofl.bench.step.bench_layers"),
+        (["bench", "uplink"], "zerofl.bench.uplink.bench_uplink"),
+    ],
+)
+def test_an_interrupted_command_says_so_in_a_line(
+    arguments: list[str],
+    interrupted: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interrupted, interrupt)
+    assert main(arguments) == INTERRUPTED
+    assert capfd.readouterr().err.splitlines()[-1] == "zerofl: interrupted"
+
+
+def test_an_interrupt_while_pytorch_is_loaded_ends_in_a_line() -> None:
+    """Not in an exception, of which NumPy and PyTorch make others."""
+    command = [sys.executable, "-m", "zerofl.cli", "data", "check", "mnist5k"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "loading PyTorch ...\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate() == ("", "zerofl: interrupted\n")
+    assert process.returncode == INTERRUPTED
+
+
+@pytest.mark.parametrize("arguments", ["['--version']", "['--help']", "['data', 'check', '--help']"])
+def test_help_does_not_wait_for_pytorch_nor_mind_a_missing_reader(arguments: str) -> None:
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))
+from zerofl.cli import main
+main({arguments})
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "False\n")
+
+
+def test_the_choices_are_those_there_are() -> None:
+    assert set(cli.DATASETS) == set(DATASETS)
+    assert set(cli.FETCHED) == set(HUB)
+    assert {*cli.PARTITIONS, "node"} == set(PARTITIONS)
+    assert set(cli.BENCH_MODELS) == set(SHAPES)
+    assert set(cli.BENCH_ISAS) == set(ISAS)

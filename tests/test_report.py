@@ -295,6 +295,28 @@ def test_what_is_not_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_file_among_the_folders_is_left_out_and_said(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a shell's * gives them."""
+    readme = tmp_path / "README.md"
+    readme.write_text("of the runs")
+    assert main(["report", str(readme), str(sweep), "--out", str(tmp_path / "r.html")]) == 0
+    told = f"zerofl: {readme} is a file, not the folder of a run or of runs: it is left out\n"
+    assert capsys.readouterr().err == told
+    assert (tmp_path / "r.html").exists()
+    assert main(["report", str(readme), "--out", str(tmp_path / "other.html")]) == 2
+    assert capsys.readouterr().err.startswith(f"{told}zerofl: there is no folder to report on")
+
+
+def test_a_byte_order_mark_is_read_over(sweep: Path) -> None:
+    """As an editor may put it before a file, of which it changed a comment."""
+    before = collect(sweep)
+    for file in (sweep / "sweep.toml", *sweep.glob("*/experiment.toml")):
+        file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert collect(sweep) == before
+
+
 def test_every_row_and_seed_of_the_file_is_there(sweep: Path) -> None:
     """One that was not run, one of whose seeds one was, and one whose second seed has two rounds."""
     shutil.rmtree(sweep / "swat-seed2")

@@ -139,7 +139,7 @@ def test_a_disk_that_fills_names_the_run_and_how_to_go_on(
     monkeypatch.setattr(os, "fsync", full_after_round_1)
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert f"zerofl: run: {tmp_path / 'out' / 'run'}: [Errno 28] No space left on device" in said
+    assert f"zerofl: run run: {tmp_path / 'out' / 'run'}: [Errno 28] No space left on device" in said
     assert "rounds that are whole are safe there. Make room, then go on with: zerofl run" in said
     assert not list((tmp_path / "out").rglob("*.tmp"))
 

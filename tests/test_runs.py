@@ -26,10 +26,11 @@ from zerofl.cli import main
 from zerofl.data import load_dataset
 from zerofl.experiment import SERVER_OPTIMIZERS, Experiment, ExperimentError
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import ENGINES, EngineError, check_engine
+from zerofl.flower.engines import ENGINES, EngineError, check_engine, run_in_process
 from zerofl.flower.messages import read_payload
+from zerofl.flower.server_app import server_app
 from zerofl.layers import sparse_layers
-from zerofl.results import ResultsError, read_lines, read_snapshots, read_summary
+from zerofl.results import ResultsError, open_run, read_lines, read_snapshots, read_summary
 from zerofl.train import check_fits, empty_model, evaluate, initial_model
 from zerofl.uplink import UPLINKS
 from zerofl.wire import VALUES, encode_state, schema_of
@@ -132,6 +133,17 @@ def test_both_engines_end_in_the_same_weights(cifar_root: Path, tmp_path: Path) 
         run(experiment, tmp_path / engine, engine=engine)
     assert model_bytes(tmp_path / "ray") == model_bytes(tmp_path / "in-process")
     assert without_times(tmp_path / "ray") == without_times(tmp_path / "in-process")
+
+
+def test_each_reply_of_a_round_is_told_and_changes_nothing(cifar_root: Path, tmp_path: Path) -> None:
+    """Three clients train and, in the second and last round, validate."""
+    experiment = experiment_of(cifar_root, rounds=2)
+    told: list[tuple[int, int]] = []
+    directory = tmp_path / "told"
+    app = server_app(experiment, directory, open_run(directory, experiment), on_round=lambda record: None)
+    run_in_process(app, client_app, experiment, on_reply=lambda *replies: told.append(replies))
+    assert told == [(1, 3), (2, 3), (3, 3)] * 3
+    assert model_bytes(directory) == model_bytes(run(experiment, tmp_path / "untold"))
 
 
 def test_an_existing_ray_cluster_ends_in_the_same_weights(cifar_root: Path, tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ def test_a_row_is_run_with_every_seed(tmp_path: Path) -> None:
     assert list(sweep.experiments()) == ["a-seed1", "a-seed2", "b-seed1", "b-seed2"]
 
 
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    """As Windows' editors put it before a text."""
+    path = tmp_path / "file.toml"
+    path.write_text(FILE, encoding="utf-8-sig")
+    assert list(read_sweep(path).experiments()) == ["a-seed1", "a-seed2", "b-seed1", "b-seed2"]
+
+
 def test_a_seed_from_the_command_line_replaces_the_files(tmp_path: Path) -> None:
     assert list(read(tmp_path, FILE, seed=5).experiments()) == ["a-seed5", "b-seed5"]
 

@@ -4,44 +4,26 @@ import argparse
 import contextlib
 import importlib.util
 import json
+import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
+if TYPE_CHECKING:
+    from zerofl.console import Output
 
-from zerofl import __version__
-from zerofl.bench.step import ISAS, SHAPES, BenchError, bench_layers, bench_step, step_table
-from zerofl.bench.uplink import bench_uplink, uplink_table
-from zerofl.data import DATASETS, PARTITIONS, DatasetError, client_indices, load_dataset
-from zerofl.data.check import check_dataset, class_table
-from zerofl.data.fetch import HUB, fetch
-from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
-from zerofl.experiment import ExperimentError, parse_setting
-from zerofl.extras import install_hint
-from zerofl.native import KernelsError
-from zerofl.progress import RunProgress, summary_table
-from zerofl.results import (
-    ROUNDS,
-    ResultsError,
-    check_run,
-    is_finished,
-    locked,
-    open_run,
-    read_lines,
-    read_summary,
-    write_atomically,
-)
-from zerofl.room import check_room, fix_of
-from zerofl.sweep import find_sweep, keep_sweep, read_sweep
-from zerofl.tensorboard import RoundEvents
-from zerofl.train import check_fits
+# All but the standard library is imported where it is used: PyTorch takes seconds, `zerofl --help` does without, and an
+# interrupt finds `main` ready for it. So the parser's choices stand here; a test compares them.
+DATASETS = ("cifar10", "femnist", "mnist5k", "speech_commands", "speech_commands_by_speaker")
+FETCHED = ("cifar10", "femnist", "speech_commands")
+PARTITIONS = ("lda", "natural")
+BENCH_MODELS, BENCH_ISAS = ("resnet18", "leaf_cnn"), ("avx2",)
 
 INTERRUPTED, TERMINATED = 130, 143  # the shell's exit statuses for Ctrl-C and for SIGTERM
 
@@ -52,17 +34,67 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is done; 1 a run failed, or the data set is not the complete published one; 2 it could not be started, or the data
     set not be read; 130 or 143 it was interrupted, by Ctrl-C or by SIGTERM.
     """
-    options = _parser().parse_args(arguments)
-    console, errors = Console(), Console(stderr=True, soft_wrap=True)
+    try:
+        with _importing():
+            from zerofl.console import Output
+
+            console, errors = Output(sys.stdout), Output(sys.stderr)
+        try:
+            return _command(_parser().parse_args(arguments), console, errors)
+        finally:
+            console.file.flush()  # what argparse prints may have no reader
+    except KeyboardInterrupt:
+        _say_interrupted()
+        return INTERRUPTED
+
+
+@contextlib.contextmanager
+def _importing() -> Iterator[None]:
+    """Import something large: an interrupt ends the process at once, as nothing is to be cleaned up.
+
+    An exception would not do: NumPy takes it for a failed part and goes on with half of itself, PyTorch aborts.
+    """
+
+    def leave(signum: int, frame: FrameType | None) -> None:
+        _say_interrupted()
+        os._exit(INTERRUPTED)
+
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # in the background it may be ignored
+    if raises:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        if raises:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _say_interrupted() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, b"zerofl: interrupted\n")  # not through a stream, in which it may have come
+
+
+def _command(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    if "torch" not in sys.modules:
+        errors.print("loading PyTorch ...")
+    with _importing():
+        from zerofl.bench.step import BenchError
+        from zerofl.data import DatasetError
+        from zerofl.experiment import ExperimentError
+        from zerofl.native import KernelsError
+        from zerofl.results import ResultsError
+
     try:
         status: int = options.command(options, console, errors)
     except (ExperimentError, DatasetError, ResultsError, BenchError, KernelsError, OSError) as error:
-        errors.print(f"zerofl: {error}", markup=False, highlight=False)
+        errors.print(f"zerofl: {error}")
         return 2
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
+    from zerofl import __version__
+
     parser = argparse.ArgumentParser(prog="zerofl", description="Federated learning with sparse training and uplinks.")
     parser.add_argument("--version", action="version", version=f"zerofl {__version__}")
     commands = parser.add_subparsers(title="commands", required=True)
@@ -111,22 +143,20 @@ def _parser() -> argparse.ArgumentParser:
     uplink.add_argument("--root", metavar="DIR", help="CIFAR-10's folder or archive (default: train on mnist5k)")
     uplink.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
     uplink.set_defaults(command=_bench_uplink)
-    for name, function, help in (
-        ("step", bench_step, "a training step on the native kernels beside dense PyTorch's: time and peak memory"),
-        ("layers", bench_layers, "the same for each sparse layer alone, beside SparseProp where it is installed"),
+    for name, help in (
+        ("step", "a training step on the native kernels beside dense PyTorch's: time and peak memory"),
+        ("layers", "the same for each sparse layer alone, beside SparseProp where it is installed"),
     ):
         step = bench.add_parser(name, help=help, description=f"Measure {help}.")
-        step.add_argument("--model", choices=tuple(SHAPES), default="resnet18", help="default: %(default)s")
+        step.add_argument("--model", choices=BENCH_MODELS, default="resnet18", help="default: %(default)s")
         step.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="default: %(default)s")
         step.add_argument(
             "--sparsity", type=_sparsity, nargs="+", default=[0.9, 0.95], metavar="S", help="default: 0.9 0.95"
         )
-        step.add_argument(
-            "--threads", type=_positive, default=torch.get_num_threads(), metavar="N", help="default: %(default)s"
-        )
-        step.add_argument("--isa", choices=tuple(ISAS), help="keep PyTorch and the kernels to these instructions")
+        step.add_argument("--threads", type=_positive, metavar="N", help="default: as many as PyTorch chooses")
+        step.add_argument("--isa", choices=BENCH_ISAS, help="keep PyTorch and the kernels to these instructions")
         step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
-        step.set_defaults(command=_bench_step, function=function)
+        step.set_defaults(command=_bench_step, benchmark=name)
     data = commands.add_parser("data", help="check or download data sets").add_subparsers(
         title="commands", required=True
     )
@@ -136,11 +166,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Show what a local data set and its clients hold. The exit status is 0 for the complete published "
         "data, 1 for any other, and 2 if it cannot be read.",
     )
-    check.add_argument("name", metavar="NAME", choices=tuple(DATASETS), help=", ".join(DATASETS))
+    check.add_argument("name", metavar="NAME", choices=DATASETS, help=", ".join(DATASETS))
     check.add_argument("--root", metavar="DIR", default="", help="where the data set lies")
     check.add_argument(
         "--partition",
-        choices=tuple(name for name in PARTITIONS if name != "node"),
+        choices=PARTITIONS,
         help="default: natural where the data set has clients of its own",
     )
     check.add_argument("--clients", type=_positive, metavar="N", help="default: 100, or all natural ones")
@@ -152,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         help="download a data set from the Hugging Face hub",
         description="Download a data set through flwr-datasets into DIR/NAME/. Nothing else here ever downloads.",
     )
-    fetching.add_argument("name", metavar="NAME", choices=tuple(HUB), help=", ".join(HUB))
+    fetching.add_argument("name", metavar="NAME", choices=FETCHED, help=", ".join(FETCHED))
     fetching.add_argument("--root", metavar="DIR", required=True, help="where to put it; also the --root of a run")
     fetching.set_defaults(command=_data_fetch)
     return parser
@@ -174,34 +204,34 @@ def _sparsity(text: str) -> float:
     return value
 
 
-def _bench_step(options: argparse.Namespace, console: Console, errors: Console) -> int:
-    result = options.function(
-        options.model,
-        options.batch_size,
-        options.sparsity,
-        options.threads,
-        options.isa,
-        lambda line: errors.print(line, markup=False, highlight=False),
-    )
-    wide = console if console.is_terminal else Console(width=160)
-    wide.print(step_table(result))
+def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    import torch
+
+    from zerofl.bench.step import bench_layers, bench_step, step_table
+    from zerofl.results import write_atomically
+
+    measure = {"step": bench_step, "layers": bench_layers}[options.benchmark]
+    threads = options.threads or torch.get_num_threads()
+    result = measure(options.model, options.batch_size, options.sparsity, threads, options.isa, errors.print)
+    console.print_table(step_table(result))
     console.print(
         f"{result['model']}, batch {result['batch_size']}, {result['threads']} threads, {result['rows'][0]['isa']}; "
-        f"{result['machine']}",
-        highlight=False,
+        f"{result['machine']}"
     )
     if options.json:
         write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
 
 
-def _bench_uplink(options: argparse.Namespace, console: Console, errors: Console) -> int:
-    result = bench_uplink(options.root, lambda line: errors.print(line, markup=False, highlight=False))
-    wide = console if console.is_terminal else Console(width=160)
-    wide.print(uplink_table(result))
+def _bench_uplink(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.bench.uplink import bench_uplink, uplink_table
+    from zerofl.results import write_atomically
+
+    result = bench_uplink(options.root, errors.print)
+    console.print_table(uplink_table(result))
     aggregation = result["aggregation"]
     for row in result["training"]:
-        console.print(f"local training at {row['sparsity']:.0%}: {row['train_seconds']:.1f} s", highlight=False)
+        console.print(f"local training at {row['sparsity']:.0%}: {row['train_seconds']:.1f} s")
     peak = "not measured" if aggregation["peak_models"] is None else f"{aggregation['peak_models']:.2f} models"
     console.print(f"aggregating {aggregation['updates']} updates: {aggregation['seconds']:.2f} s, peak memory {peak}")
     if options.json:
@@ -209,22 +239,36 @@ def _bench_uplink(options: argparse.Namespace, console: Console, errors: Console
     return 0
 
 
-def _report(options: argparse.Namespace, console: Console, errors: Console) -> int:
+def _report(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.extras import install_hint
+    from zerofl.results import ResultsError
+
     if importlib.util.find_spec("matplotlib") is None:
         raise ResultsError(f"the report's figures need matplotlib: {install_hint('report')}")
-    from zerofl.report.collect import collect
-    from zerofl.report.page import check_out, write_report
+    with _importing():
+        from zerofl.report.collect import collect
+        from zerofl.report.page import check_out, write_report
 
     check_out(options.out)
     directories = {directory.resolve(): directory for directory in options.directories}  # each once
-    collections = [collect(directory) for directory in directories.values()]
+    files = [path for path in directories.values() if path.is_file()]
+    for path in files:  # of a shell's *, beside the folders
+        errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
+    if len(files) == len(directories):
+        raise ResultsError("there is no folder to report on: expected those of runs, for example runs/demo")
+    collections = [collect(directory) for directory in directories.values() if directory not in files]
     for path in write_report(collections, options.out):
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {path}")
     return 0
 
 
-def _data_check(options: argparse.Namespace, console: Console, errors: Console) -> int:
+def _data_check(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.data import client_indices, load_dataset
+    from zerofl.data.check import check_dataset, class_table
+    from zerofl.data.tables import CLIENTS_SHOWN, classes_table, client_tables
+
     name, root = options.name, options.root
+    errors.print(f"reading {name} ...")
     report = check_dataset(name, root)
     partition = options.partition or ("natural" if report.natural_clients else "lda")
     clients = options.clients or (report.natural_clients if partition == "natural" else 100)
@@ -232,37 +276,58 @@ def _data_check(options: argparse.Namespace, console: Console, errors: Console) 
         parts = client_indices(name, root, partition, clients, options.alpha, options.seed) if sum(report.train) else []
     except ValueError as error:
         hint = "" if options.clients else "; give their number with --clients N"
-        errors.print(f"zerofl: {name}: {error}{hint}", markup=False, highlight=False)
+        errors.print(f"zerofl: {name}: {error}{hint}")
         return 2
-    wide = console if console.is_terminal else Console(width=160)
-    wide.print(classes_table(report))
-    wide.print(f"natural clients: {report.natural_clients or 'none'}", highlight=False)
-    wide.print(f"checksum: {report.checksum}", highlight=False)
+    console.print_table(classes_table(report))
+    console.print(f"natural clients: {report.natural_clients or 'none'}")
+    console.print(f"checksum: {report.checksum}")
     if parts:
         how = partition if partition == "natural" else f"lda, alpha {options.alpha}, seed {options.seed}"
-        wide.print(f"\n{len(parts)} clients, {how}: training samples of each class", highlight=False)
+        console.print(f"\n{len(parts)} clients, {how}: training samples of each class")
         dataset = load_dataset(name, root)
         names = list(dataset.clients) if partition == "natural" else [str(client) for client in range(len(parts))]
-        for table in client_tables(names, class_table(dataset, parts), dataset.classes, wide.width):
-            wide.print(table)
+        width = console.width if console.is_terminal else None
+        for table in client_tables(names, class_table(dataset, parts), dataset.classes, width):
+            console.print_table(table)
     if len(parts) > CLIENTS_SHOWN:
-        wide.print(f"and {len(parts) - CLIENTS_SHOWN} more clients", highlight=False)
+        console.print(f"and {len(parts) - CLIENTS_SHOWN} more clients")
     for remark in report.remarks:
-        wide.print(f"note: {remark}", markup=False, highlight=False)
+        console.print(f"note: {remark}")
     for difference in report.differences:
-        wide.print(f"not as published: {difference}", markup=False, highlight=False)
+        console.print(f"not as published: {difference}")
     verdict = "usable, but not the complete published data" if report.differences else "complete, as published"
-    wide.print(f"{name}: {verdict}", highlight=False)
+    console.print(f"{name}: {verdict}")
     return 1 if report.differences else 0
 
 
-def _data_fetch(options: argparse.Namespace, console: Console, errors: Console) -> int:
-    fetch(options.name, options.root, lambda line: errors.print(line, markup=False, highlight=False))
+def _data_fetch(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.data.fetch import fetch
+
+    fetch(options.name, options.root, errors.print)
     console.print(f"check it with: {shlex.join(['zerofl', 'data', 'check', options.name, '--root', options.root])}")
     return 0
 
 
-def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
+def _run(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.data import load_dataset
+    from zerofl.experiment import ExperimentError, parse_setting
+    from zerofl.extras import install_hint
+    from zerofl.progress import RunProgress, opening, summary_table
+    from zerofl.results import (
+        ROUNDS,
+        ResultsError,
+        check_run,
+        is_finished,
+        locked,
+        open_run,
+        read_lines,
+        read_summary,
+    )
+    from zerofl.room import check_room, fix_of
+    from zerofl.sweep import find_sweep, keep_sweep, read_sweep
+    from zerofl.tensorboard import RoundEvents
+    from zerofl.train import check_fits
+
     settings = dict(parse_setting(setting) for setting in options.settings)
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ResultsError(f"--tensorboard needs TensorBoard: {install_hint('tensorboard')}")
@@ -279,23 +344,30 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
     chosen = list(dict.fromkeys(chosen))  # each once, whatever --only says
     out: Path = options.out or Path("runs") / file.stem
     # Before anything is computed: is every data set there and fit for its run, and every folder free or resumable?
+    errors.print(f"reading {', '.join(dict.fromkeys(experiment.dataset for experiment in chosen))} ...")
     for experiment in chosen:
         check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
     chosen = [check_run(out / experiment.name, experiment, options.resume) for experiment in chosen]
 
     # Only now, because importing Flower takes seconds.
-    from zerofl.flower.client_app import app as client_app
-    from zerofl.flower.engines import ENGINES, EngineError, check_engine
-    from zerofl.flower.server_app import RoundError, server_app
+    errors.print("starting Flower ...")
+    with _importing():
+        from zerofl.flower.client_app import app as client_app
+        from zerofl.flower.engines import ENGINES, EngineError, check_engine
+        from zerofl.flower.server_app import RoundError, server_app
 
     try:
         for experiment in chosen:
             check_engine(options.engine, experiment)
     except EngineError as error:
-        errors.print(f"zerofl: {error}", markup=False, highlight=False)
+        errors.print(f"zerofl: {error}")
         return 2
     check_room(out, [experiment for experiment in chosen if not is_finished(out / experiment.name)])
     signal.signal(signal.SIGTERM, _interrupt)
+    # What a run computes is in its folder, so it goes on when the reader of its lines, a pager or `head`, has gone.
+    console.on_lost = lambda error: errors.print(
+        f"zerofl: the output can no longer be written ({error.strerror}); the run goes on, with its results in {out}/"
+    )
     keep_sweep(out, file, sweep)
     failed = []
     for experiment in chosen:
@@ -304,40 +376,38 @@ def _run(options: argparse.Namespace, console: Console, errors: Console) -> int:
             with locked(directory):
                 check_run(directory, experiment, options.resume)  # again: another process may have been here
                 if is_finished(directory):
-                    console.print(f"{experiment.name}: finished before, in {directory}", highlight=False)
+                    console.print(f"{experiment.name}: finished before, in {directory}")
                     continue
                 checkpoint = open_run(directory, experiment, partial(_note, console, experiment.name))
                 earlier = read_lines(directory / ROUNDS)
+                console.print_prose(opening(experiment, len(earlier)))
                 with contextlib.ExitStack() as shown:
-                    watchers: list[Callable[[dict[str, Any]], None]] = [
-                        shown.enter_context(RunProgress(console, experiment.name, experiment.rounds, earlier))
-                    ]
+                    progress = shown.enter_context(RunProgress(console, experiment.name, experiment.rounds, earlier))
+                    watchers: list[Callable[[dict[str, Any]], None]] = [progress]
                     if options.tensorboard:
                         watchers.append(shown.enter_context(RoundEvents(directory, len(earlier) + 1)))
                     app = server_app(experiment, directory, checkpoint, _each(watchers))
-                    ENGINES[options.engine](app, client_app, experiment)
+                    ENGINES[options.engine](app, client_app, experiment, progress.replied)
         except KeyboardInterrupt as stopped:
-            errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}", markup=False, highlight=False)
+            errors.print(f"zerofl: interrupted; go on with: {_resume_command(options)}")
             return TERMINATED if isinstance(stopped, _Terminated) else INTERRUPTED
         except OSError as error:  # a full disk stops the other runs too
             raise ResultsError(
-                f"{experiment.name}: {directory}: {error}; rounds that are whole are safe there. {fix_of(error)}, then "
-                f"go on with: {_resume_command(options)}"
+                f"run {experiment.name}: {directory}: {error}; rounds that are whole are safe there. {fix_of(error)}, "
+                f"then go on with: {_resume_command(options)}"
             ) from error
         except Exception as error:
             if not isinstance(error, (RoundError, EngineError, ResultsError)):
-                traceback.print_exc()  # not foreseen: say where
-            errors.print(f"zerofl: {experiment.name}: {error}", markup=False, highlight=False)
+                errors.print(traceback.format_exc())  # not foreseen: say where
+            errors.print(f"zerofl: run {experiment.name}: {error}")
             failed.append(experiment)
     finished = [read_summary(out / e.name) for e in chosen if is_finished(out / e.name)]
     if finished:
-        console.print(summary_table(finished))
-        console.print(f"results in {out}/", highlight=False)
+        console.print_table(summary_table(finished))
+        console.print(f"results in {out}/")
     if failed:
         names = ", ".join(experiment.name for experiment in failed)
-        errors.print(
-            f"zerofl: failed: {names}; try again with: {_resume_command(options)}", markup=False, highlight=False
-        )
+        errors.print(f"zerofl: failed: {names}; try again with: {_resume_command(options)}")
     return 1 if failed else 0
 
 
@@ -349,8 +419,8 @@ def _each(watchers: Sequence[Callable[[dict[str, Any]], None]]) -> Callable[[dic
     return watch
 
 
-def _note(console: Console, name: str, line: str) -> None:
-    console.print(f"{name}: {line}", markup=False, highlight=False, soft_wrap=True)
+def _note(console: "Output", name: str, line: str) -> None:
+    console.print(f"{name}: {line}")
 
 
 class _Terminated(KeyboardInterrupt):

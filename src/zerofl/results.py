@@ -210,7 +210,7 @@ def read_experiment(directory: Path) -> Experiment:
     """
     path = directory / EXPERIMENT
     try:
-        return make_experiment(tomllib.loads(path.read_text(encoding="utf-8")))
+        return make_experiment(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (ExperimentError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _damaged(str(path), "the settings of a run", error) from error
 

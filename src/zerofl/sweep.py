@@ -46,7 +46,7 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
         ExperimentError: the file is malformed; it says where.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         hint = "; TOML writes true and false, and texts in quotes" if "Invalid value" in str(error) else ""
         raise ExperimentError(f"{path}: not valid TOML: {error}{hint}") from error

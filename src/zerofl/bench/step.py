@@ -5,22 +5,21 @@ memory is only seen in a process that has done nothing else.
 """
 
 import copy
-import multiprocessing
 import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
-from rich.table import Table
 from torch import Tensor, nn
 
 from zerofl import native
 from zerofl.bench.memory import peak_memory, reset_peak_memory
+from zerofl.bench.process import in_own_process
+from zerofl.console import Table
 from zerofl.layers import Backend, sparse_layers, sparsify_
 from zerofl.models import build_model
 from zerofl.origin import origin
@@ -128,20 +127,22 @@ def bench_layers(
 def step_table(result: dict[str, Any]) -> Table:
     """The rows for reading, in milliseconds and MB of 10^6 bytes."""
     of_layers = "layers" in result["rows"][0]
-    table = Table(*(["layer", "times"] if of_layers else []), "sparsity", "dense ms", "sparse ms", "speed-up",
-                  *(["SparseProp ms"] if of_layers else []), "dense MB", "sparse MB",
-                  *(part.replace("_", " ") for part in (*PARTS, "other")))  # fmt: skip
-    for row in result["rows"]:
-        table.add_row(
-            *([row["layers"][0], str(len(row["layers"]))] if of_layers else []),
+    columns = [*(["layer"] if of_layers else []), "sparsity", "speed-up", "dense ms", "sparse ms",
+               *(["SparseProp ms", "times"] if of_layers else []), "dense MB", "sparse MB",
+               *(part.replace("_", " ") for part in (*PARTS, "other"))]  # fmt: skip
+    rows = [
+        [
+            *([row["layers"][0]] if of_layers else []),
             f"{row['sparsity']:.0%}",
-            *(f"{row[key] * 1e3:.1f}" for key in ("dense_seconds", "sparse_seconds")),
             f"{row['speedup']:.2f}",
-            *([_number(row["sparseprop_seconds"], 1e3)] if of_layers else []),
+            *(f"{row[key] * 1e3:.1f}" for key in ("dense_seconds", "sparse_seconds")),
+            *([_number(row["sparseprop_seconds"], 1e3), str(len(row["layers"]))] if of_layers else []),
             *(_number(row[key], 1e-6) for key in ("dense_peak_bytes", "sparse_peak_bytes")),
             *(f"{row['breakdown'][part] * 1e3:.1f}" for part in (*PARTS, "other")),
-        )
-    return table
+        ]
+        for row in result["rows"]
+    ]
+    return Table(columns, rows, keys=2 if of_layers else 1)
 
 
 def _number(value: float | None, factor: float) -> str:
@@ -183,8 +184,7 @@ def _in_own_process(isa: str | None, function: Callable[..., T], *arguments: Any
     before = {key: os.environ.get(key) for key in settings}
     os.environ.update(settings)
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, *arguments).result()
+        return in_own_process(function, *arguments)
     finally:
         for key, value in before.items():
             os.environ.pop(key) if value is None else os.environ.update({key: value})

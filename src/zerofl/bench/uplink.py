@@ -1,21 +1,20 @@
 """`zerofl bench uplink`: the bytes and times of a real trained update on the wire."""
 
 import math
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
-from rich.table import Table
 
 from zerofl.aggregate import Average
 from zerofl.bench.memory import peak_memory, reset_peak_memory
+from zerofl.bench.process import in_own_process
+from zerofl.console import Table
 from zerofl.data import load_dataset
 from zerofl.data.partition import lda_partition
 from zerofl.experiment import Experiment
@@ -77,20 +76,21 @@ def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any
 
 def uplink_table(result: dict[str, Any]) -> Table:
     """The rows of `bench_uplink` for reading; sizes in MB of 10^6 bytes."""
-    table = Table("sparsity", "mask", "uplink", "values", "MB", "positions", "values MB", "/ entropy", "CSR", "paper",
-                  "encode s", "decode s")  # fmt: skip
-    for row in result["rows"]:
-        table.add_row(
-            f"{row['sparsity']:.0%}",
-            str(row["mask_ratio"]),
+    columns = ["uplink", "values", "sparsity", "mask", "MB", "paper", "CSR", "positions", "values MB", "/ entropy",
+               "encode s", "decode s"]  # fmt: skip
+    rows = [
+        [
             row["uplink"],
             row["values"],
-            *(f"{row[key] / 1e6:.2f}" for key in ("bytes", "index_bytes", "value_bytes")),
+            f"{row['sparsity']:.0%}",
+            str(row["mask_ratio"]),
+            *(f"{row[key] / 1e6:.2f}" for key in ("bytes", "paper_bytes", "csr_bytes", "index_bytes", "value_bytes")),
             f"{row['index_bytes'] / row['entropy_bytes']:.3f}",
-            *(f"{row[key] / 1e6:.2f}" for key in ("csr_bytes", "paper_bytes")),
             *(f"{row[key]:.3f}" for key in ("encode_seconds", "decode_seconds")),
-        )
-    return table
+        ]
+        for row in result["rows"]
+    ]
+    return Table(columns, rows, keys=4)
 
 
 def _train_client(experiment: Experiment) -> tuple[State, State, list[str], float]:
@@ -145,8 +145,7 @@ def measure_aggregation(received: State, update: Update, copies: int = AGGREGATE
     with tempfile.TemporaryDirectory() as folder:
         safetensors.torch.save_file(received, Path(folder) / "received")
         (Path(folder) / "payload").write_bytes(payload)
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_aggregate, Path(folder), list(received), copies).result()
+        return in_own_process(_aggregate, Path(folder), list(received), copies)
 
 
 def _aggregate(folder: Path, names: list[str], copies: int) -> dict[str, Any]:

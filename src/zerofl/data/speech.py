@@ -12,15 +12,16 @@ import functools
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import track
 
+from zerofl.console import Output
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
 from zerofl.data.files import reading, visible
@@ -226,7 +227,7 @@ def _features(part: str, clips: list[Clip], noises: list[Sound]) -> dict[str, to
 
     shown = track(
         samples(), f"MFCC of the {part} part", total=len(clips) + len(clips) // CLIPS_A_SILENCE,
-        console=Console(stderr=True),
+        console=Output(sys.stderr),
     )  # fmt: skip
     for sound, label, owner in shown:
         sounds.append(sound)

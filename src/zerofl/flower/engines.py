@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from itertools import count
+from typing import Protocol
 
 import torch
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
@@ -22,8 +23,19 @@ from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 CONNECT_SECONDS = 10
 RUN_ID, SERVER_NODE_ID, FIRST_CLIENT_NODE_ID = 1, 1, 2
 
-Engine = Callable[[ServerApp, ClientApp, Experiment], None]
-"""(server_app, client_app, experiment): run the server app to its end; its exceptions come through."""
+OnReply = Callable[[int, int], None]
+"""(replies, clients): so many of the clients that were asked have replied."""
+
+
+class Engine(Protocol):
+    """Runs the server app to its end; its exceptions come through.
+
+    `on_reply` is called after each reply.
+    """
+
+    def __call__(
+        self, server_app: ServerApp, client_app: ClientApp, experiment: Experiment, on_reply: OnReply | None = None
+    ) -> None: ...
 
 
 class EngineError(Exception):
@@ -37,11 +49,18 @@ class InProcessGrid(Grid):
     a message's id, and the ids that must be set before a Message can be made.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int, run_config: UserConfig | None = None) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        clients: int,
+        run_config: UserConfig | None = None,
+        on_reply: OnReply | None = None,
+    ) -> None:
         set_identity()
         self._client_app = client_app
         self._clients = clients
         self._run_config = run_config or {}
+        self._on_reply = on_reply
         self._contexts: dict[int, Context] = {}
         self._replies: dict[str, Message] = {}
         self._message_ids = count(1)
@@ -68,11 +87,13 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Deliver messages; each is answered before the next one is delivered."""
-        message_ids = []
+        messages, message_ids = list(messages), []
         for message in messages:
             message_id = self._label(message)
             self._replies[message_id] = answer(self._client_app, message, self._context(message.metadata.dst_node_id))
             message_ids.append(message_id)
+            if self._on_reply:
+                self._on_reply(len(message_ids), len(messages))
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -151,13 +172,17 @@ def check_engine(engine: str, experiment: Experiment) -> None:
         )
 
 
-def run_in_process(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
-    """Run both apps in this process."""
-    grid = InProcessGrid(client_app, experiment.clients)
+def run_in_process(
+    server_app: ServerApp, client_app: ClientApp, experiment: Experiment, on_reply: OnReply | None = None
+) -> None:
+    """Run both apps in this process; `on_reply` is called after each client of an exchange."""
+    grid = InProcessGrid(client_app, experiment.clients, on_reply=on_reply)
     server_app(grid, server_context())
 
 
-def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
+def run_on_ray(
+    server_app: ServerApp, client_app: ClientApp, experiment: Experiment, on_reply: OnReply | None = None
+) -> None:
     """Run the server app in this process and the clients in Ray's workers, here or on the cluster at `ray_address`.
 
     Raises:
@@ -166,7 +191,7 @@ def run_on_ray(server_app: ServerApp, client_app: ClientApp, experiment: Experim
     check_engine("ray", experiment)
     from zerofl.flower import on_ray  # only now: Ray need not be installed
 
-    on_ray.run(server_app, client_app, experiment)
+    on_ray.run(server_app, client_app, experiment, on_reply)
 
 
 def _check_address(address: str) -> None:

@@ -1,15 +1,16 @@
 """The ServerApp of `flwr run`, in a simulation or a deployment: the run config is the experiment."""
 
+import sys
 from pathlib import Path
 
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
-from rich.console import Console
 
+from zerofl.console import Output
 from zerofl.data import load_dataset
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
 from zerofl.flower.server_app import serve
-from zerofl.progress import RunProgress
+from zerofl.progress import RunProgress, opening
 from zerofl.results import ROUNDS, ResultsError, check_run, is_finished, locked, open_run, read_lines
 from zerofl.room import check_room
 from zerofl.train import check_fits
@@ -29,10 +30,10 @@ def main(grid: Grid, context: Context) -> None:
         RoundError: too few nodes, or too few usable updates in a round.
     """
     experiment, out, resume = read_run_config(context.run_config)
-    directory, console = out / experiment.name, Console()
+    directory, console = out / experiment.name, Output(sys.stdout)
 
     def note(line: str) -> None:
-        console.print(f"{experiment.name}: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{experiment.name}: {line}")
 
     check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
     check_room(out, [] if is_finished(directory) else [experiment])
@@ -42,12 +43,13 @@ def main(grid: Grid, context: Context) -> None:
         except ResultsError as error:
             raise ResultsError(f"{error} (in the run config: resume=true, or another out or name)") from error
         if is_finished(directory):
-            console.print(f"{experiment.name}: finished before, in {directory}", highlight=False, soft_wrap=True)
+            console.print(f"{experiment.name}: finished before, in {directory}")
             return
         checkpoint = open_run(directory, experiment, note)
+        console.print_prose(opening(experiment, checkpoint.round if checkpoint else 0))
         with RunProgress(console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)) as progress:
             serve(grid, experiment, directory, checkpoint, progress)
-    console.print(f"{experiment.name}: finished, in {directory}", highlight=False, soft_wrap=True)
+    console.print(f"{experiment.name}: finished, in {directory}")
 
 
 def read_run_config(run_config: UserConfig) -> tuple[Experiment, Path, bool]:

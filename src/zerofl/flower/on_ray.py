@@ -25,6 +25,7 @@ from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 from zerofl.flower.engines import (
     EngineError,
     InProcessGrid,
+    OnReply,
     answer,
     client_resources,
     server_context,
@@ -57,8 +58,15 @@ class RayGrid(InProcessGrid):
     What several messages share, the model, is put into Ray's store once.
     """
 
-    def __init__(self, client_app: ClientApp, clients: int, resources: dict[str, float], workers: int) -> None:
-        super().__init__(client_app, clients)
+    def __init__(
+        self,
+        client_app: ClientApp,
+        clients: int,
+        resources: dict[str, float],
+        workers: int,
+        on_reply: OnReply | None = None,
+    ) -> None:
+        super().__init__(client_app, clients, on_reply=on_reply)
         actor = ray.remote(_Worker).options(max_restarts=-1, max_task_retries=RETRIES, **resources)
         # A worker has work from when it is ready on, so that one for which the cluster has no room yet delays nobody.
         started: list[Any] = [actor.remote(client_app) for _ in range(workers)]
@@ -92,6 +100,8 @@ class RayGrid(InProcessGrid):
             worker, message_id, message = running.pop(task)
             self._replies[message_id] = self._result(task, message)
             self._idle.append(worker)
+            if self._on_reply:
+                self._on_reply(len(labelled) - len(waiting) - len(running), len(labelled))
         for worker, _, _ in running.values():  # too late: what they do is no use to anybody
             ray.kill(worker, no_restart=False)
             self._starting[worker.ready.remote()] = worker
@@ -120,8 +130,8 @@ class RayGrid(InProcessGrid):
         return reply
 
 
-def run(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) -> None:
-    """Run the server app here and the clients in Ray's workers.
+def run(server_app: ServerApp, client_app: ClientApp, experiment: Experiment, on_reply: OnReply | None = None) -> None:
+    """Run the server app here and the clients in Ray's workers; `on_reply` is called after each client of an exchange.
 
     Raises:
         EngineError: the cluster has no room for a client.
@@ -129,7 +139,7 @@ def run(server_app: ServerApp, client_app: ClientApp, experiment: Experiment) ->
     resources = client_resources(experiment)
     with _ray(experiment.ray_address):
         workers = min(_places(resources), experiment.clients_per_round)
-        grid = RayGrid(client_app, experiment.clients, resources, workers)
+        grid = RayGrid(client_app, experiment.clients, resources, workers, on_reply)
         server_app(grid, server_context())
 
 

@@ -181,7 +181,7 @@ def _read_run(folder: Path) -> Run:
 def _opening_comment(file: Path) -> str:
     """The first paragraph of a file's comment: what it reproduces."""
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8-sig").splitlines():
         if not line.startswith("#") or not line.strip("# "):
             break
         lines.append(line.lstrip("# "))
