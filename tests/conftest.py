@@ -1,9 +1,13 @@
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+# A shell starts a background job with SIGINT ignored; what the tests start and interrupt would ignore it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,9 @@ from safetensors import safe_open
 
 from tests.running import experiment_of, run
 from zerofl import load_model
+from zerofl.cli import main
 from zerofl.data import load_dataset
+from zerofl.evaluation import evaluate_run
 from zerofl.experiment import WHERE, Experiment
 from zerofl.layers import sparse_layers
 from zerofl.models import LeafCNN
@@ -48,6 +50,19 @@ def test_the_loaded_model_has_the_accuracy_of_the_record(mnist_run: Path) -> Non
     plain.load_state_dict(safetensors.torch.load_file(mnist_run / MODEL))
     _, accuracy = evaluate(plain, dataset.test, dataset)
     assert accuracy < recorded - 0.1
+
+
+def test_evaluated_densely_it_is_another_model(mnist_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What §4.3 says of inference without sparsification; the figures are those of the test above."""
+    found, recorded = evaluate_run(mnist_run), read_summary(mnist_run)
+    assert (found.sparse_accuracy, found.sparse_loss) == (recorded["test_accuracy"], recorded["test_loss"])
+    dataset, plain = load_dataset("mnist5k", ""), LeafCNN(classes=10)
+    plain.load_state_dict(safetensors.torch.load_file(mnist_run / MODEL))
+    assert (found.dense_loss, found.dense_accuracy) == evaluate(plain, dataset.test, dataset)
+    assert main(["evaluate", str(mnist_run)]) == 0
+    printed = capsys.readouterr().out
+    assert f"with the top-k weights: accuracy {found.sparse_accuracy:.2%}" in printed
+    assert f"with all weights: accuracy {found.dense_accuracy:.2%}" in printed
 
 
 def test_it_needs_no_data_set(cifar_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `zerofl run`, `report`, `data` and `bench`."""
+"""The command line: `zerofl run`, `report`, `evaluate`, `data` and `bench`."""
 
 import argparse
 import contextlib
@@ -134,6 +134,14 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: %(default)s)"
     )
     report.set_defaults(command=_report)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="a run's final model, with its top-k weights and with all of them",
+        description="Evaluate the final model of a run on the test part, sparse as it was trained and dense (§4.3).",
+    )
+    evaluate.add_argument("directory", metavar="RUN_DIR", type=Path, help="for example runs/demo/zerofl")
+    evaluate.add_argument("--root", metavar="DIR", help="where the data set is (default: where the run found it)")
+    evaluate.set_defaults(command=_evaluate)
     bench = commands.add_parser("bench", help="measure").add_subparsers(title="benchmarks", required=True)
     uplink = bench.add_parser(
         "uplink",
@@ -236,6 +244,15 @@ def _bench_uplink(options: argparse.Namespace, console: "Output", errors: "Outpu
     console.print(f"aggregating {aggregation['updates']} updates: {aggregation['seconds']:.2f} s, peak memory {peak}")
     if options.json:
         write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
+    return 0
+
+
+def _evaluate(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.evaluation import evaluate_run
+
+    found = evaluate_run(options.directory, options.root)
+    console.print(f"with the top-k weights: accuracy {found.sparse_accuracy:.2%}, loss {found.sparse_loss:.4g}")
+    console.print(f"with all weights: accuracy {found.dense_accuracy:.2%}, loss {found.dense_loss:.4g}")
     return 0
 
 

@@ -122,8 +122,10 @@ class RayGrid(InProcessGrid):
     def _result(self, task: Any, message: Message) -> Message:
         try:
             reply, context = ray.get(task)
-        except ray.exceptions.RayError as error:  # the worker died, and died again
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        except ray.exceptions.RayTaskError as error:  # such as a reply that cannot be sent
+            return Message(Error(CLIENT_APP_RAISED_EXCEPTION, f"{error.cause}"), reply_to=message)
+        except ray.exceptions.RayError:  # whose text has process numbers, and so differs from run to run
+            cause = "its worker process died, and died again when it was asked once more"
             return Message(Error(CLIENT_APP_RAISED_EXCEPTION, cause), reply_to=message)
         self._contexts[message.metadata.dst_node_id] = context
         assert isinstance(reply, Message)
