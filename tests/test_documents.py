@@ -19,6 +19,7 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 import typer.main
 from flwr.clientapp import ClientApp
 from flwr.common.config import parse_config_args
@@ -265,7 +266,13 @@ def test_the_readmes_python_runs(cifar_root: Path, tmp_path: Path, monkeypatch: 
     """With a model, an app and a run of the reader's; the run stands where README says."""
     monkeypatch.chdir(tmp_path)
     run(experiment_of(cifar_root, rounds=1), tmp_path / "runs" / "demo" / "zerofl")
-    names = {"ClientApp": ClientApp, "FedAvg": FedAvg, "model": LeafCNN()}
+    names = {
+        "ClientApp": ClientApp,
+        "FedAvg": FedAvg,
+        "model": LeafCNN(),
+        "torch": torch,
+        "x": torch.zeros(2, 1, 28, 28),
+    }
     for block in blocks(ROOT / "README.md", "python"):
         exec(block, names)
     assert isinstance(names["model"], nn.Module)
