@@ -271,7 +271,7 @@ def test_the_readmes_python_runs(cifar_root: Path, tmp_path: Path, monkeypatch: 
         "FedAvg": FedAvg,
         "model": LeafCNN(),
         "torch": torch,
-        "x": torch.zeros(2, 1, 28, 28),
+        "x": torch.zeros(2, 3, 32, 32),  # for the model of that run
     }
     for block in blocks(ROOT / "README.md", "python"):
         exec(block, names)
