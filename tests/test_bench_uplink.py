@@ -24,8 +24,13 @@ def test_bench_uplink_writes_a_row_for_each_combination(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The figures of a small stand-in for the update; the command itself trains a ResNet-18."""
-    received = {"w": torch.randn(300, 100), "b": torch.randn(100), "n": torch.tensor(1)}
-    trained = {"w": torch.randn(300, 100), "b": torch.randn(100), "n": torch.tensor(2)}
+    generator = torch.Generator().manual_seed(0)  # two entries at the threshold would both be sent
+
+    def state(n: int) -> dict[str, torch.Tensor]:
+        w, b = (torch.randn(shape, generator=generator) for shape in ((300, 100), (100,)))
+        return {"w": w, "b": b, "n": torch.tensor(n)}
+
+    received, trained = state(1), state(2)
     monkeypatch.setattr(uplink, "_train_client", lambda experiment: (received, trained, ["w"], 1.0))
     assert main(["bench", "uplink", "--json", str(tmp_path / "uplink.json")]) == 0
     assert "top_k_weights_diff" in capsys.readouterr().out
