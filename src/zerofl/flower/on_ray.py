@@ -9,6 +9,7 @@ import contextlib
 import copy
 import logging
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -33,7 +34,6 @@ from zerofl.flower.engines import (
 )
 
 RETRIES = 1  # of a client whose worker died: a second death is the client's own doing, and a failure
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Worker:
@@ -151,24 +151,39 @@ def _ray(address: str) -> Iterator[None]:
 
     "local" is a Ray of our own; without an address Ray would join whatever its files or RAY_ADDRESS name.
     """
-    handlers = {number: signal.getsignal(number) for number in INTERRUPTS}
     settings: dict[str, Any] = {"address": address} if address else {"address": "local", "include_dashboard": False}
     try:
-        ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-        for number, handler in handlers.items():  # Ray's own would abort without a word
-            _set_handler(number, handler)
+        with _interrupts_held():
+            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
         yield
     finally:
-        for number in INTERRUPTS:  # a second interrupt would leave Ray's processes behind
-            _set_handler(number, signal.SIG_IGN)
-        ray.shutdown()
-        for number, handler in handlers.items():
-            _set_handler(number, handler)
+        with _interrupts_held():
+            ray.shutdown()
 
 
-def _set_handler(number: int, handler: Any) -> None:
-    with contextlib.suppress(ValueError):  # outside the main thread, where no signal comes
-        signal.signal(number, handler)
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Deliver an interrupt after the block, in which Ray starts or ends: by halves it would leave processes behind.
+
+    Ray sets a handler of SIGTERM of its own as it starts, which would end the process without a word: the one that was
+    there is put back.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    except SystemExit:  # Ray's own handler
+        came.append(signal.SIGTERM)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _places(resources: dict[str, float]) -> int:
