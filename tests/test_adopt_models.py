@@ -369,16 +369,22 @@ def test_each_round_shows_what_came_up(caplog: pytest.LogCaptureFixture) -> None
         )
 
 
-def test_a_payload_of_nothing_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("payload", "cause"),
+    [(b"", "the payload ends within the header"), (b"garbage" * 10, "the payload starts with b'garb'")],
+)
+def test_a_payload_that_is_no_update_is_left_out(payload: bytes, cause: str, caplog: pytest.LogCaptureFixture) -> None:
+    """And its bytes with it, which are no part of what the updates took."""
+
     def empty(message: Message, context: Context, call_next: Any) -> Message:
         reply: Message = call_next(message, context)
-        reply.content["arrays"] = payload_record(b"")
+        reply.content["arrays"] = payload_record(payload)
         return reply
 
     strategy = SparseUplink(FedAvg())
     start(strategy, ArrayRecord(Tied().state_dict()), lambda arrays, client: arrays, empty, rounds=1)
     assert strategy.uplink_bytes == {1: 0}
-    assert "is left out: the payload ends within the header" in caplog.text
+    assert f"is left out: {cause}" in caplog.text
 
 
 @pytest.mark.parametrize(

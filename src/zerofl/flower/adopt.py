@@ -19,6 +19,7 @@ from flwr.serverapp.strategy import Strategy
 
 from zerofl.default_layers import default_by_shape
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
+from zerofl.results import savings
 from zerofl.rng import rng
 from zerofl.uplink import UPLINKS, Sparse, State, Update, make_update, tied
 from zerofl.wire import VALUES, Schema, decode, encode, schema_of
@@ -219,18 +220,18 @@ class SparseUplink(Strategy):
             try:
                 if not reply.has_error():
                     payload = read_payload(reply)
-                    sizes.append(len(payload))
                     self._decode(reply, payload)
+                    sizes.append(len(payload))  # of the updates that are used, as in a run's records
                 decoded.append(reply)
             except ValueError as error:
                 node = reply.metadata.src_node_id
                 _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
         self.uplink_bytes[server_round] = sum(sizes)
         if sum(sizes):
-            whole = self._schema.dense_bytes * len(sizes)
+            whole, times = self._schema.dense_bytes, savings(self._schema.dense_bytes, len(sizes), sum(sizes))
             _log.info(
                 "round %d: %d updates came up in %.2f MB; whole models are %.2f MB, %.1f times as much",
-                server_round, len(sizes), sum(sizes) / 1e6, whole / 1e6, whole / sum(sizes),
+                server_round, len(sizes), sum(sizes) / 1e6, len(sizes) * whole / 1e6, times,
             )  # fmt: skip
         if len(decoded) < len(replies) and all(reply.has_error() for reply in decoded):
             _log.error(
