@@ -20,8 +20,8 @@ sanitize: .venv/test.installed
 	  -C cmake.define.ZEROFL_SANITIZE=ON -C build-dir=build/sanitize-objects .
 	PYTHONPATH=build/sanitize:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python -S -m pytest -s -p no:cacheprovider tests/test_native.py \
-	  tests/test_native_bindings.py tests/test_native_wire.py tests/test_innermost.py
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python -S -m pytest -s -p no:cacheprovider \
+	  tests/sparse/test_kernels.py tests/sparse/test_bindings.py tests/sparse/test_layout.py tests/exchange/wire/test_native.py
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.
 MODULES := $(sort $(shell find src -name '*.py'))

@@ -20,7 +20,7 @@ import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from zerofl.flower.engines import RUN_ID, SERVER_NODE_ID, InProcessGrid
-from zerofl.origin import origin
+from zerofl.run.origin import origin
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart-pytorch"
 CLIENTS = 10

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from zerofl.origin import origin
-from zerofl.results import read_lines
+from zerofl.run.folder import read_lines
+from zerofl.run.origin import origin
 
 # The paper's protocol for one round: 10 of 100 clients with 500 images each. Evaluation is not the engine's.
 OVERHEAD = {"dataset": "cifar10", "clients": 100, "clients_per_round": 10, "rounds": 6, "sparsity": 0.95,

@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import zstandard
 
-from zerofl.origin import origin
-from zerofl.wire.entropy import _decode_natively, decode_with_constriction, encode_bitmap
+from zerofl.exchange.wire.entropy import _decode_natively, decode_with_constriction, encode_bitmap
+from zerofl.run.origin import origin
 
 
 def nanoseconds(numel: int, call: Callable[[], object]) -> float:

@@ -3,8 +3,8 @@
 python benchmarks/same_bytes.py            compare with benchmarks/results/same_bytes.json, made on the same kernels
 python benchmarks/same_bytes.py --write    make that file anew
 
-A run's model is hashed as its tensors, its rounds without their times. Takes about a minute on two cores; no data set is
-needed, and Ray is.
+A run's model is hashed as its tensors, its rounds without their times. Takes about a minute on two cores; needs Ray,
+and no data set.
 """
 
 import argparse
@@ -23,10 +23,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from zerofl.native import isa
-from zerofl.origin import origin
-from zerofl.uplink import UPLINKS, make_update
-from zerofl.wire import POSITIONS, VALUES, encode, encode_state, schema_of
+from zerofl.exchange.uplink import UPLINKS, make_update
+from zerofl.exchange.wire import POSITIONS, VALUES, encode, encode_state, schema_of
+from zerofl.run.origin import origin
+from zerofl.sparse.kernels import isa
 
 PROJECT = Path(__file__).parents[1]
 RECORD = PROJECT / "benchmarks" / "results" / "same_bytes.json"

@@ -11,7 +11,7 @@ from zerofl.experiment import Experiment
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import ENGINES, run_in_process
 from zerofl.flower.server_app import server_app
-from zerofl.results import open_run, read_lines
+from zerofl.run.folder import open_run, read_lines
 
 
 def experiment_of(root: Path, **values: Any) -> Experiment:

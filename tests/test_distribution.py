@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import zerofl
-from zerofl.extras import DISTRIBUTION, install_hint
+from zerofl.errors import DISTRIBUTION, install_hint
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted(

@@ -1,6 +1,6 @@
 """Every command that README.md and docs/ print is played somewhere, or at least understood by what it would start.
 
-docs/deployment.md's `sh` blocks are played by tests/test_deployment.py. All other commands, in blocks and within
+docs/deployment.md's `sh` blocks are played by tests/flower/test_deployment.py. All other commands, in blocks and within
 sentences, are given to the argument parser of what they name; a command that nothing here knows is a failure.
 """
 
@@ -26,14 +26,14 @@ from flwr.common.config import parse_config_args
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from tests.flower.test_deployment import free_port
 from tests.running import experiment_of, run
-from tests.test_deployment import free_port
 from zerofl.cli import _parser, main
 from zerofl.experiment import parse_setting
 from zerofl.flower.flwr_app import read_run_config
 from zerofl.models import LeafCNN
-from zerofl.results import read_summary
-from zerofl.sweep import find_sweep, read_sweep
+from zerofl.run.folder import read_summary
+from zerofl.run.sweep import find_sweep, read_sweep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "deployment"))
 import play
@@ -51,7 +51,7 @@ OWN_FILE = "file.toml"
 """A file of the reader's: README's example."""
 
 # Commands of the system, and where what they do is tested.
-OF_THE_SYSTEM = {"kill -9": "tests/test_runs.py kills and resumes"}
+OF_THE_SYSTEM = {"kill -9": "tests/run/test_runs.py kills and resumes"}
 
 
 FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from zerofl.experiment import Experiment, ExperimentError, make_experiment, parse_setting
-from zerofl.sweep import find_sweep, read_sweep
+from zerofl.run.sweep import find_sweep, read_sweep
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "experiments").glob("*.toml"))
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from zerofl.exchange.wire import schema_of
 from zerofl.models import LeafCNN, ResNet18, build_model, initialize_, sparse_he_
-from zerofl.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
-from zerofl.topk import count_top_k, keep_active, top_k_threshold
-from zerofl.wire import schema_of
+from zerofl.report.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
+from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
 
 def test_parameter_counts_are_the_papers() -> None:

@@ -1,7 +1,7 @@
 """The kernels' module, built from cpp/. Tensors are contiguous, float32, on the CPU, [channels, height, width, batch].
 
 Every function writes into tensors that the caller has allocated, and raises ValueError or TypeError for one that does
-not have the type or the shape expected. `zerofl.native` is its only user.
+not have the type or the shape expected. `zerofl.sparse.kernels` is its only user.
 """
 
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Geometry:
 class Convolution:
     """A convolution of one training step: makes the output, and keeps the active entries for the backward pass.
 
-    A choice is (k, threshold, exact): see `zerofl.native.Choice`. Without one for the input there is no grad_weight.
+    A choice is (k, threshold, exact): see `kernels.Choice`. Without one for the input there is no grad_weight.
     """
 
     weight_threshold: float
@@ -132,7 +132,7 @@ def take_bits(x: Tensor, bits: Tensor, values: Tensor) -> None:
     """`values` gets the entries of x that have a bit; it has room for just these."""
 
 def split_planes(numbers: np.ndarray, planes: np.ndarray) -> None:
-    """uint32 [n] -> uint8 [4 n]: see `zerofl.wire.values`."""
+    """uint32 [n] -> uint8 [4 n]: see `zerofl.exchange.wire.values`."""
 
 def merge_planes(planes: np.ndarray, numbers: np.ndarray) -> None:
     """The other way."""

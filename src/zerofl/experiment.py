@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 
 from zerofl.data import DATASETS, PARTITIONS
 from zerofl.data.partition import ALPHAS, LEAST_ALPHA, MOST_ALPHA
+from zerofl.exchange.uplink import UPLINKS
+from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
-from zerofl.uplink import UPLINKS
-from zerofl.wire import POSITIONS, VALUES
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
 PRECISIONS = ("float32", "bfloat16")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerofl.innermost import fork, norm_relu, relu_pool
-from zerofl.topk import count_top_k, keep_active, top_k_threshold
+from zerofl.sparse.layout import fork, norm_relu, relu_pool
+from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
 
 class BasicBlock(nn.Module):

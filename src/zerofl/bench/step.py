@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerofl import native
 from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.bench.process import in_own_process
-from zerofl.console import Table
-from zerofl.layers import Backend, sparse_layers, sparsify_
 from zerofl.models import build_model
-from zerofl.origin import origin
+from zerofl.run.console import Table
+from zerofl.run.origin import origin
+from zerofl.sparse import kernels
+from zerofl.sparse.layers import Backend, sparse_layers, sparsify_
 
 try:
     import sparseprop.modules as sparseprop
@@ -156,8 +156,8 @@ def _result(
     isa: str | None,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    if native.UNAVAILABLE:
-        raise BenchError(f"the native kernels are not installed ({native.UNAVAILABLE}); there is nothing to measure")
+    if kernels.UNAVAILABLE:
+        raise BenchError(f"the native kernels are not installed ({kernels.UNAVAILABLE}); there is nothing to measure")
     rows = []
     for workload in workloads:
         what = " ".join(filter(None, (workload.model, workload.layer)))
@@ -245,7 +245,7 @@ def _make_step(
             return x
         if sparsity is None:
             return x.contiguous(memory_format=memory_format)
-        return native.batch_first(native.batch_innermost(x))
+        return kernels.batch_first(kernels.batch_innermost(x))
 
     if workload.layer:
         grad_output = laid_out(torch.randn(module(input).shape, generator=generator))
@@ -289,7 +289,7 @@ def _measure(workload: Workload, sparsities: Sequence[float], threads: int) -> l
             "sparse_seconds": seconds[i],
             "speedup": dense_seconds / seconds[i],
             "breakdown": _breakdown(step),
-            "isa": native.isa(),
+            "isa": kernels.isa(),
             **errors[i],
         }
         if workload.layer:
@@ -364,7 +364,9 @@ def _sparseprop_runs(workload: Workload, sparsity: float) -> list[Callable[[], o
 def _sparseprop_run(workload: Workload, sparsity: float, over_width: bool) -> Callable[[], object]:
     dense = copy.deepcopy(_make_step(workload, None))
     layer: Any = dense.module.get_submodule("0")
-    threshold = native.top_k_threshold(layer.weight.detach().contiguous(), round((1 - sparsity) * layer.weight.numel()))
+    threshold = kernels.top_k_threshold(
+        layer.weight.detach().contiguous(), round((1 - sparsity) * layer.weight.numel())
+    )
     layer.weight.data = torch.where(layer.weight.abs() < threshold, 0.0, layer.weight).detach().contiguous()
     if isinstance(layer, nn.Linear):
         sparse = sparseprop.SparseLinear.from_dense(layer)
@@ -373,7 +375,7 @@ def _sparseprop_run(workload: Workload, sparsity: float, over_width: bool) -> Ca
     input = dense.input.detach().contiguous()
     grad_output = torch.randn(dense.module(dense.input).shape)
     if not over_width and input.dim() == 4:  # it takes these without moving them
-        input, grad_output = (native.batch_first(native.batch_innermost(x)) for x in (input, grad_output))
+        input, grad_output = (kernels.batch_first(kernels.batch_innermost(x)) for x in (input, grad_output))
     input.requires_grad_()
 
     def run() -> None:
@@ -388,13 +390,13 @@ def _breakdown(step: Step, repetitions: int = 5) -> dict[str, float]:
     """The seconds that a step spends in each of `PARTS` and in all else."""
     records = []
     for _ in range(repetitions):
-        native.seconds()
+        kernels.seconds()
         started = time.perf_counter()
         step.gradients()
         optimiser_started = time.perf_counter()
         step.optimise()
         ended = time.perf_counter()
-        seconds = native.seconds() | {"optimiser": ended - optimiser_started}
+        seconds = kernels.seconds() | {"optimiser": ended - optimiser_started}
         records.append(seconds | {"other": ended - started - sum(seconds.values())})
     return {part: statistics.median(record[part] for record in records) for part in (*PARTS, "other")}
 

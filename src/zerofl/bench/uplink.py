@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 import safetensors.torch
 import torch
 
-from zerofl.aggregate import Average
 from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.bench.process import in_own_process
-from zerofl.console import Table
 from zerofl.data import load_dataset
 from zerofl.data.partition import lda_partition
+from zerofl.exchange.aggregate import Average
+from zerofl.exchange.uplink import Sparse, State, Update, make_update, sparsified
+from zerofl.exchange.wire import VALUES, Schema, decode, encode, positions_size, schema_of
 from zerofl.experiment import Experiment
-from zerofl.layers import sparse_layers
-from zerofl.origin import origin
-from zerofl.paper_bytes import paper_csr_bytes
+from zerofl.fl.train import empty_model, initial_model, train
+from zerofl.report.paper_bytes import paper_csr_bytes
 from zerofl.rng import rng
-from zerofl.train import empty_model, initial_model, train
-from zerofl.uplink import Sparse, State, Update, make_update, sparsified
-from zerofl.wire import VALUES, Schema, decode, encode, positions_size, schema_of
+from zerofl.run.console import Table
+from zerofl.run.origin import origin
+from zerofl.sparse.layers import sparse_layers
 
 SPARSITIES, MASK_RATIOS = (0.9, 0.95), (0.0, 0.1, 0.2)
 UPLINKS = ("top_k_weights", "diff_on_top_k_weights", "top_k_weights_diff")

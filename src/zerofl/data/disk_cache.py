@@ -11,7 +11,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from zerofl.temporary import folder_beside
+from zerofl.data.temporary import folder_beside
 
 
 def cache_folder() -> Path:

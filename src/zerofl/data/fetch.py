@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zerofl.data.dataset import DatasetError
-from zerofl.extras import install_hint
-from zerofl.temporary import folder_beside
+from zerofl.data.temporary import folder_beside
+from zerofl.errors import install_hint
 
 
 class Source(NamedTuple):

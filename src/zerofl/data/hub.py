@@ -14,7 +14,7 @@ import numpy as np
 from zerofl.data.dataset import DatasetError
 from zerofl.data.files import visible
 from zerofl.data.image import decode_image
-from zerofl.extras import install_hint
+from zerofl.errors import install_hint
 
 SPLITS = ("train", "validation", "test")
 FOLDERS = ("", "data", "plain_text", "v0.01")

@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from zerofl.data.dataset import DatasetError
-from zerofl.extras import install_hint
+from zerofl.errors import install_hint
 
 
 def decode_image(data: bytes, mode: str, size: int, where: str) -> np.ndarray:

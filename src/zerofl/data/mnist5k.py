@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
-from zerofl.extras import install_hint
+from zerofl.errors import install_hint
 from zerofl.rng import rng
 
 TEST_IMAGES_PER_CLASS = 100

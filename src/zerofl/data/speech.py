@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from zerofl.console import Output
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
 from zerofl.data.files import reading, visible
 from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
-from zerofl.extras import install_hint
+from zerofl.errors import install_hint
 from zerofl.rng import rng
+from zerofl.run.console import Output
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = len(WORDS), len(WORDS) + 1

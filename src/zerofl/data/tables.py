@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from torch import Tensor
 
-from zerofl.console import BETWEEN, Table
 from zerofl.data.check import Report
+from zerofl.run.console import BETWEEN, Table
 
 CLIENTS_SHOWN = 20
 ZERO = "."

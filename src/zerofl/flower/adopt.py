@@ -17,13 +17,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from zerofl.default_layers import default_by_shape
+from zerofl.exchange.uplink import UPLINKS, Sparse, State, Update, make_update, tied
+from zerofl.exchange.wire import VALUES, Schema, decode, encode, schema_of
+from zerofl.exchange.wrappers import differing_names, wrapper_hint
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
-from zerofl.results import savings
 from zerofl.rng import rng
-from zerofl.uplink import UPLINKS, Sparse, State, Update, make_update, tied
-from zerofl.wire import VALUES, Schema, decode, encode, schema_of
-from zerofl.wrappers import differing_names, wrapper_hint
+from zerofl.run.folder import savings
+from zerofl.sparse.default_layers import default_by_shape
 
 CallNext = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, CallNext], Message]
@@ -48,19 +48,19 @@ def uplink_mod(
     needs `SparseUplink` around its strategy.
 
     Args:
-        uplink: one of `zerofl.uplink.UPLINKS`.
+        uplink: one of `zerofl.exchange.uplink.UPLINKS`.
         sparsity: that of `sparsify_`; the top (1 - sparsity + mask_ratio) of each sparse layer is sent.
         mask_ratio: how much more than the top K is sent.
         layers: the names that `sparsify_` returned, or full names of arrays ("0", "lstm.weight_hh_l0"). Default: those
             that `sparsify_` takes by default, told by the shapes of the kernels and matrices named `weight` (see
-            `zerofl.default_layers`). With layers of other kinds whose weights look alike (an embedding, a transposed
-            convolution, attention), or two that share one, give the names.
-        values: one of `zerofl.wire.VALUES`.
+            `zerofl.sparse.default_layers`). With layers of other kinds whose weights look alike (an embedding, a
+            transposed convolution, attention), or two that share one, give the names.
+        values: one of `zerofl.exchange.wire.VALUES`.
         seed: of the rounding of int8.
 
     Tied weights (`decoder.weight = encoder.weight`), which a state has under each of their names, stay equal: they get
     one choice of entries, the sparse one if `layers` names any of them; by default they are sent whole if one of them
-    would be. Both names travel. `zerofl.uplink.tied` says how they are told.
+    would be. Both names travel. `zerofl.exchange.uplink.tied` says how they are told.
 
     Raises:
         ValueError: an unknown uplink or values, a fraction or seed that is none or out of range, or layers that are no
@@ -253,7 +253,7 @@ class SparseUplink(Strategy):
         return self.strategy.aggregate_evaluate(server_round, replies)
 
     def _decode(self, reply: Message, payload: bytes) -> None:
-        """Put the whole model in the place of the payload; raises WireError as `zerofl.wire.decode`."""
+        """Put the whole model in the place of the payload; raises WireError as `zerofl.exchange.wire.decode`."""
         (key,) = reply.content.array_records
         reply.content[key] = ArrayRecord(whole_model(decode(payload, self._schema), self._received))
 

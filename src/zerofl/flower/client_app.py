@@ -14,13 +14,13 @@ from torch import Tensor
 
 from zerofl.data import Dataset, client_indices, dataset_on
 from zerofl.data.partition import validation_split
+from zerofl.exchange.uplink import State, make_update
+from zerofl.exchange.wire import Schema, decode_state, encode, schema_of
 from zerofl.experiment import Experiment
+from zerofl.fl.train import empty_model, evaluate, train
 from zerofl.flower.messages import read_instruction, train_reply
-from zerofl.layers import realised_sparsity, sparse_layers
 from zerofl.rng import rng
-from zerofl.train import empty_model, evaluate, train
-from zerofl.uplink import State, make_update
-from zerofl.wire import Schema, decode_state, encode, schema_of
+from zerofl.sparse.layers import realised_sparsity, sparse_layers
 
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's error code for it
 _log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from zerofl.errors import install_hint
 from zerofl.experiment import Experiment
-from zerofl.extras import install_hint
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 
 CONNECT_SECONDS = 10

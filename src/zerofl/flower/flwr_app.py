@@ -6,14 +6,14 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from zerofl.console import Output
 from zerofl.data import load_dataset
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
+from zerofl.fl.train import check_fits
 from zerofl.flower.server_app import serve
-from zerofl.progress import RunProgress, opening
-from zerofl.results import ROUNDS, ResultsError, check_run, is_finished, locked, open_run, read_lines
-from zerofl.room import check_room
-from zerofl.train import check_fits
+from zerofl.run.console import Output
+from zerofl.run.folder import ROUNDS, ResultsError, check_run, is_finished, locked, open_run, read_lines
+from zerofl.run.preflight import check_room
+from zerofl.run.progress import RunProgress, opening
 
 app = ServerApp()
 

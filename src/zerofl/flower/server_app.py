@@ -15,20 +15,20 @@ import torch
 from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
-from zerofl.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
 from zerofl.data import Dataset, client_indices, dataset_checksum, dataset_on, load_dataset
 from zerofl.data.partition import held_out_count
+from zerofl.exchange.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
+from zerofl.exchange.overlap import MaskCounts
+from zerofl.exchange.uplink import UPLINKS, State
+from zerofl.exchange.wire import Schema, decode, encode_state, schema_of
 from zerofl.experiment import Experiment
-from zerofl.flops import training_flops
+from zerofl.fl.flops import training_flops
+from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.flower.messages import instructions, read_metrics, read_payload
-from zerofl.layers import sparse_layers
-from zerofl.origin import code
-from zerofl.overlap import MaskCounts
-from zerofl.results import CHECKPOINT, Checkpoint, ResultsError, finish_run, save_round, save_snapshot
 from zerofl.rng import cohort
-from zerofl.train import empty_model, evaluate, initial_model, learning_rate
-from zerofl.uplink import UPLINKS, State
-from zerofl.wire import Schema, decode, encode_state, schema_of
+from zerofl.run.folder import CHECKPOINT, Checkpoint, ResultsError, finish_run, save_round, save_snapshot
+from zerofl.run.origin import code
+from zerofl.sparse.layers import sparse_layers
 
 Record = dict[str, Any]
 Replies = list[tuple[int, Message]]

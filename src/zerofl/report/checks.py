@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from zerofl.results import ResultsError
-from zerofl.uplink import State
+from zerofl.exchange.uplink import State
+from zerofl.run.folder import ResultsError
 
 FIX = "restore the file, or move the run's folder away and run it again"
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from zerofl.exchange.uplink import State
 from zerofl.experiment import Experiment
 from zerofl.report.checks import check_rounds, check_snapshots, check_summary
-from zerofl.results import (
+from zerofl.run.folder import (
     EXPERIMENT,
     ROUNDS,
     SNAPSHOTS,
@@ -20,8 +21,7 @@ from zerofl.results import (
     read_snapshots,
     read_summary,
 )  # fmt: skip
-from zerofl.sweep import METRICS, Sweep, read_sweep
-from zerofl.uplink import State
+from zerofl.run.sweep import METRICS, Sweep, read_sweep
 
 NO_ROUND = "no round yet"
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from zerofl import results
+from zerofl.exchange.wire import schema_of
 from zerofl.experiment import Experiment
 from zerofl.models import build_model
-from zerofl.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
 from zerofl.report.cells import Beside
 from zerofl.report.collect import ReportRow
-from zerofl.wire import schema_of
+from zerofl.report.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
+from zerofl.run import folder
 
 MB = 1e6
 PAPER_WIDTH = 64  # stem channels of the paper's ResNet-18
@@ -71,7 +71,7 @@ def counted_size(rows: list[ReportRow]) -> str:
 def savings(rows: list[ReportRow]) -> Beside:
     """How many times the measured bytes the whole model would have taken; the paper's."""
     measured = [
-        results.savings(of[0]["full_model_bytes"], sum(s["updates"] for s in of), sum(s["uplink_bytes"] for s in of))
+        folder.savings(of[0]["full_model_bytes"], sum(s["updates"] for s in of), sum(s["uplink_bytes"] for s in of))
         for of in _summaries(rows)  # the seeds of a row have one model
     ]
     paper = _one_of(rows, "savings")

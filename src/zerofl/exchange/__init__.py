@@ -1,0 +1,1 @@
+"""What travels between clients and server: updates, which of them are sent, their bytes, and their average."""

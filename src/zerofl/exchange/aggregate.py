@@ -1,0 +1,103 @@
+"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the server's step with it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerofl.exchange.uplink import Sparse, State, Update
+
+# A power of two, so that it changes no digit of floats above 1e-23. With it the sums of 65,536 clients' largest floats,
+# weighted with up to 2^32 samples each, stay finite.
+_SCALE = 2.0**-48
+
+
+class Average:
+    """A running sum of n_k * update_k; `of` ends it as sum (n_k / n) update_k, n being the samples that were added.
+
+    The sums are float32 and in the order of the calls, which makes them reproducible. Memory: one model for the sums
+    and one update at a time, whatever the number of clients.
+    """
+
+    def __init__(self, received: State) -> None:
+        self._received = received
+        self._examples = 0
+        self._sums = {
+            name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64)
+            for name, t in received.items()
+        }
+
+    def add(self, update: Update, num_examples: int) -> None:
+        """Add the update of a client that trained on `num_examples` samples."""
+        self._examples += num_examples
+        for name, tensor in update.tensors.items():
+            total = self._sums[name]
+            if isinstance(tensor, Sparse):
+                positions = torch.from_numpy(np.flatnonzero(tensor.mask()))
+                total.view(-1).index_add_(0, positions, tensor.values, alpha=num_examples * _SCALE)
+            else:
+                total.add_(tensor, alpha=num_examples * _SCALE)
+
+    def of(self, adds: bool) -> State:
+        """The averaged model: entries nobody sent are zero, or with `adds` unchanged. Integer counters are rounded."""
+        averaged: State = {}
+        for name, received in self._received.items():
+            total = self._sums.pop(name)
+            mean = total.double().div_(self._examples * _SCALE)
+            if not received.is_floating_point():
+                averaged[name] = mean.round_().to(received.dtype)
+            else:
+                averaged[name] = total.copy_(mean.add_(received) if adds else mean)  # in place: no second model
+        return averaged
+
+
+class ServerOptimizer(NamedTuple):
+    """How the server moves from its state to the next one, as two pure functions.
+
+    `init(state)` gives the optimiser's own state; `step(state, averaged, optimizer_state)` gives the next model and
+    optimiser state.
+    """
+
+    init: Callable[[State], State]
+    step: Callable[[State, State, State], tuple[State, State]]
+
+
+def fedavg() -> ServerOptimizer:
+    """FedAvg (McMahan et al., 2017): the average is the next model."""
+    return ServerOptimizer(init=lambda state: {}, step=lambda state, averaged, optimizer_state: (averaged, {}))
+
+
+def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau: float) -> ServerOptimizer:
+    """FedAdam (Reddi et al., 2021, Algorithm 2), with the average's change d as the pseudo-gradient, for `parameters`:
+
+    m = beta_1 m + (1 - beta_1) d;   v = beta_2 v + (1 - beta_2) d^2;   w = w + lr m / (sqrt(v) + tau),
+
+    from m = 0 and v = tau^2, the least that Algorithm 2 allows: from v = 0 the first steps would be longer than later
+    ones with the same change.
+
+    `parameters` names the trained tensors. Every other one, BatchNorm's running statistics and integer counters, takes
+    its averaged value: "optimising" a variance can make it negative.
+    """
+
+    def init(state: State) -> State:
+        moments = {f"m.{name}": torch.zeros_like(state[name]) for name in parameters}
+        return moments | {f"v.{name}": torch.full_like(state[name], tau**2) for name in parameters}
+
+    def step(state: State, averaged: State, optimizer_state: State) -> tuple[State, State]:
+        new_state, moments = dict(averaged), State()
+        for name in parameters:
+            change = averaged[name] - state[name]
+            m = beta_1 * optimizer_state[f"m.{name}"] + (1 - beta_1) * change
+            v = beta_2 * optimizer_state[f"v.{name}"] + (1 - beta_2) * change**2
+            new_state[name] = state[name] + lr * m / (v.sqrt() + tau)
+            moments |= {f"m.{name}": m, f"v.{name}": v}
+        return new_state, moments
+
+    return ServerOptimizer(init, step)
+
+
+def nonzero_ratio(tensor: Tensor) -> float:
+    """Non-zero entries over all entries: Figure 2's measure of how far the clients' masks overlap."""
+    return tensor.count_nonzero().item() / tensor.numel()

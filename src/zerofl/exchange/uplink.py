@@ -1,0 +1,197 @@
+"""What a client sends of its trained model (§5, Algorithm 1), and the state and update types everything exchanges."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zerofl.exchange.wrappers import differing_names
+from zerofl.sparse import kernels
+from zerofl.sparse.topk import active, count_top_k, top_k_threshold
+
+State = dict[str, Tensor]
+"""A model's state_dict: float32 parameters and buffers, int64 counters."""
+
+
+class Sparse(NamedTuple):
+    """Some entries of a tensor: a bit for each entry of the flattened tensor, and the values where it is one.
+
+    `bits` is uint8 [ceil(numel / 8)], the first entry in the highest bit (numpy's packbits); `values` [nnz] are in
+    row-major order.
+    """
+
+    bits: Tensor
+    values: Tensor
+    shape: torch.Size
+
+    def mask(self) -> np.ndarray:
+        """Which entries are there: bool [numel]."""
+        return np.unpackbits(self.bits.numpy(), count=self.shape.numel()).view(bool)
+
+    def to_dense(self) -> Tensor:
+        """The tensor, with zeros elsewhere."""
+        dense = np.zeros(self.shape.numel(), np.float32)
+        dense[self.mask()] = self.values.numpy()
+        return torch.from_numpy(dense).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What travels from a client to the server: for every tensor of the state its weights, or their change.
+
+    `adds` says which: whether the server adds the average of the floating-point tensors to its own (the Diff
+    strategies), or takes it (Top-K-Weights and the full model). Integer counters always travel as they are.
+    """
+
+    adds: bool
+    tensors: dict[str, Tensor | Sparse]
+
+
+def weights(received: Tensor, trained: Tensor) -> Tensor:
+    """The trained weights."""
+    return trained
+
+
+def change(received: Tensor, trained: Tensor) -> Tensor:
+    """The change of the weights in local training."""
+    return trained - received
+
+
+class Uplink(NamedTuple):
+    """A strategy: of `sends(received, trained)` those entries travel where `ranks(received, trained)` is largest.
+
+    `adds` says whether the server adds them to its model, or takes them.
+    """
+
+    sends: Callable[[Tensor, Tensor], Tensor]
+    ranks: Callable[[Tensor, Tensor], Tensor]
+    adds: bool
+
+
+UPLINKS = {
+    # Vanilla SWAT ("Full Model" in Table 1) sends all of them.
+    "full": Uplink(sends=weights, ranks=weights, adds=False),
+    # What is not sent counts as zero in the average.
+    "top_k_weights": Uplink(sends=weights, ranks=weights, adds=False),
+    # The change of the weights that are the top K after training.
+    "diff_on_top_k_weights": Uplink(sends=change, ranks=weights, adds=True),
+    "top_k_weights_diff": Uplink(sends=change, ranks=change, adds=True),
+}
+
+
+def make_update(
+    uplink: str, received: State, trained: State, sparse: Iterable[str], sparsity: float, mask_ratio: float
+) -> Update:
+    """The client's update after local training (Algorithm 1, "Determine which weights to send").
+
+    Of each tensor named in `sparse` the strategy sends K = ceil((1 - sparsity + mask_ratio) * numel) entries, chosen
+    per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Every other tensor is sent
+    whole. The states may be on another device, where the choice is made then; the update is on the CPU.
+
+    The names of a `tied` parameter get the same entries, one object for all of them: sparse if `sparse` has any.
+
+    Raises:
+        ValueError: other names than were received, or a trained tensor of another type or shape; or as `tied`.
+    """
+    sends, ranks, adds = UPLINKS[uplink]
+    if trained.keys() != received.keys():
+        raise ValueError(f"the model after training {differing_names(trained, received)}")
+    for name, after in trained.items():
+        before = received[name]
+        if (after.dtype, after.shape) != (before.dtype, before.shape):
+            raise ValueError(
+                f"tensor {name!r} came as {before.dtype} {tuple(before.shape)} and is {after.dtype} "
+                f"{tuple(after.shape)} after training; give it back as it came"
+            )
+    first_of = tied(received, trained)
+    sparse = {first_of.get(name, name) for name in sparse}
+    tensors: dict[str, Tensor | Sparse] = {}
+    for name, after in trained.items():
+        if (first := first_of[name]) != name:
+            tensors[name] = tensors[first]
+            continue
+        before = received[name]
+        if uplink == "full" or not after.is_floating_point():
+            tensors[name] = after.cpu()
+            continue
+        sent = sends(before, after)
+        if name in sparse:
+            k = count_top_k(after.numel(), sparsity, mask_ratio)
+            tensors[name] = keep_largest(sent, sent if ranks is sends else ranks(before, after), k)
+        else:
+            tensors[name] = sent.cpu()
+    return Update(adds, tensors)
+
+
+def tied(received: State, trained: State) -> dict[str, str]:
+    """Each name of a model's state with the first name of the same parameter: itself, unless weights are tied.
+
+    With `decoder.weight = encoder.weight` a state has one parameter under two names, and nothing in the arrays that
+    came tells so. Chosen by itself, as a sparse layer's weight and as a dense one's, or rounded by itself to int8, it
+    would end with two values. Here two floating-point tensors of two or more dimensions count as one where they are
+    equal as they were received *and* after training. Equal at the start alone can be two copies, which training takes
+    apart. Two tensors that are equal both times without being tied (layers frozen at zero) take no harm: the same
+    entries of them are the right ones to send. Biases and counters always travel whole, so they stay equal by
+    themselves.
+
+    Raises:
+        ValueError: two are equal after training, and not all one number, but came with different values: then they are
+            one parameter of which the server has two values, and no change of it is right for both.
+    """
+    first_of: dict[str, str] = {}
+    firsts: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
+    for name, after in trained.items():
+        first_of[name] = name
+        if after.dim() < 2 or not after.is_floating_point():
+            continue
+        same_shape = firsts.setdefault((after.dtype, after.shape), [])
+        for first in same_shape:
+            if not torch.equal(after, trained[first]):
+                continue
+            if torch.equal(received[name], received[first]):
+                first_of[name] = first
+            elif bool((after != after.flatten()[0]).any()):
+                raise ValueError(
+                    f"{first!r} and {name!r} came with different values and are the same after training, as tied "
+                    "weights are: give both the same value in the model that the server sends, for example the "
+                    "state_dict of the model with its weights tied, or send one of them only"
+                )
+            break
+        else:
+            same_shape.append(name)
+    return first_of
+
+
+def keep_largest(x: Tensor, by: Tensor, k: int) -> Sparse:
+    """The entries of float32 `x` where the magnitude of `by`, of the same shape, is among its top k; +0 is left out."""
+    threshold = top_k_threshold(by, k)
+    if x.device.type != "cpu":
+        return sparsified(torch.where(active(by, threshold), x, 0.0))
+    return _entries(x, by, threshold.item())
+
+
+def sparsified(x: Tensor) -> Sparse:
+    """The entries of float32 `x` that are not +0, to the bit: -0 is kept."""
+    x = x.cpu()
+    return _entries(x, x, 0.0)
+
+
+def _entries(x: Tensor, by: Tensor, threshold: float) -> Sparse:
+    x, by = x.contiguous(), by.contiguous()
+    find = kernels.active_entries if kernels.takes(x, by) else active_entries
+    return Sparse(*find(x, by, threshold), x.shape)
+
+
+def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """The bits and values of the entries of `x` that are not +0 and where `by` is not below the threshold.
+
+    Both are contiguous float32 tensors of one shape on the CPU; the kernels' `active_entries` is the fast version.
+    """
+    # numpy takes a quarter of the time of PyTorch's operators here: its large arrays are in huge pages.
+    flat, ranks = (t.detach().flatten().numpy() for t in (x, by))
+    mask = ~(np.abs(ranks) < np.float32(threshold)) & (flat.view(np.int32) != 0)
+    values = flat.take(np.flatnonzero(mask))  # a third of the time of flat[mask]
+    return torch.from_numpy(np.packbits(mask)), torch.from_numpy(values)

@@ -1,0 +1,173 @@
+"""The values of a tensor as bytes: plain, or in byte planes that are compressed where that pays.
+
+A float's bits are rotated by one, so that its exponent fills a whole byte and its sign becomes the lowest bit. Trained
+weights, and the largest of them in particular, have few exponents: that plane shrinks to a small part.
+"""
+
+import math
+import struct
+import threading
+
+import numpy as np
+import zstandard
+
+from zerofl.exchange.wire.reader import Reader
+from zerofl.sparse import kernels
+
+PLAIN, FLOAT32, FLOAT16, BFLOAT16, INT8 = range(5)
+
+VALUES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": INT8}
+"""The value types of an update by name: float32 is lossless, the others round tensors of two or more dimensions."""
+
+# A plane is compressed only where it shrinks by a twentieth. zstd's first level is mostly its Huffman coder, a few
+# nanoseconds a byte; weights have no repetitions that the higher ones could find.
+_WORTHWHILE, _LEVEL = 0.95, 1
+_LARGEST_COUNT = 2**53  # a double, in which counters are averaged, holds every whole number up to it
+_WIDTHS = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2, INT8: 1}  # bytes of a value
+
+
+class _Zstd(threading.local):
+    """A thread's own coders: making them takes longer than coding a small plane."""
+
+    def __init__(self) -> None:
+        self.compressor = zstandard.ZstdCompressor(level=_LEVEL)
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_ZSTD = _Zstd()
+
+
+def encode_values(values: np.ndarray, kind: int, generator: np.random.Generator | None) -> list[bytes]:
+    """Finite float32 [n] or int64 [n] -> `uint8 kind` and what it says, in pieces that nothing has copied together.
+
+    int8 rounds at random, by `generator`.
+    """
+    if kind == FLOAT32 and values.dtype == np.float32:
+        coded = [bytes([FLOAT32]), *_encode_planes(_split(values.view("<u4")))]
+        if sum(map(len, coded)) < 1 + values.nbytes:
+            return coded
+        kind = PLAIN
+    if kind == PLAIN or values.dtype != np.float32:
+        return [bytes([PLAIN]), values.tobytes()]
+    largest = float(np.abs(values).max(initial=0.0))
+    if kind == FLOAT16:
+        # A power of two takes the largest value to [2^14, 2^15): no overflow, and all of half precision's small end.
+        # 32752 is the largest half below 2^15; the largest floats, rounded up to 2^15, would come back as infinity.
+        shift = max(-128, min(127, 15 - math.frexp(largest)[1])) if largest else 0
+        halves = np.clip(np.ldexp(values, shift), -32752, 32752).astype("<f2")
+        return [struct.pack("<Bb", FLOAT16, shift), *_encode_planes(_split(halves.view("<u2")))]
+    if kind == BFLOAT16:
+        bits = values.view("<u4").astype(np.uint64)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # to nearest, ties to even
+        overflown = rounded & 0x7F80 == 0x7F80
+        rounded[overflown] = bits[overflown] >> 16  # the largest floats would round to infinity
+        return [bytes([BFLOAT16]), *_encode_planes(_split(rounded.astype("<u2")))]
+    assert generator is not None, "int8 rounds at random"
+    # Unbiased: v / scale is rounded up with the probability of its fraction.
+    # The scale is a step smaller than largest / 127, so that 127 times it is never above the largest float.
+    scale = max(np.nextafter(np.float32(largest / 127), np.float32(0)), np.finfo(np.float32).tiny)
+    levels = np.floor(values / np.float64(scale) + generator.random(len(values)))
+    levels = np.clip(levels, -127, 127).astype(np.int8)
+    return [struct.pack("<Bf", INT8, scale), *_encode_planes(levels.view(np.uint8)[None])]
+
+
+def decode_values(reader: Reader, count: int, dtype: np.dtype) -> np.ndarray:
+    """The `count` finite values, of float32 or int64, that `encode_values` wrote; an array of their own."""
+    kind = reader.byte()
+    if kind == PLAIN:
+        values = reader.array(dtype.str, count).copy()
+    elif kind not in _WIDTHS or dtype != np.float32:
+        raise reader.refuse(f"has values of kind {kind}, expected 0 (plain) or, for float32, 1 to 4")
+    elif kind == FLOAT32:
+        values = _merged(_decode_planes(reader, count, kind)).view("<f4")
+    elif kind == FLOAT16:
+        (shift,) = struct.unpack("<b", reader.take(1))
+        halves = _merged(_decode_planes(reader, count, kind)).view("<f2")
+        with np.errstate(all="ignore"):  # a hostile value is refused below
+            values = np.ldexp(halves.astype(np.float32), -shift)
+    elif kind == BFLOAT16:
+        values = (_merged(_decode_planes(reader, count, kind)).astype("<u4") << 16).view("<f4")
+    else:
+        (scale,) = struct.unpack("<f", reader.take(4))
+        if not 0 < scale < math.inf:
+            raise reader.refuse(f"has an int8 scale of {scale}, expected a positive number")
+        with np.errstate(all="ignore"):
+            values = _decode_planes(reader, count, kind)[0].view(np.int8) * np.float32(scale)
+    if values.dtype == np.int64 and ((values > _LARGEST_COUNT) | (values < -_LARGEST_COUNT)).any():
+        raise reader.refuse(f"holds counters from {values.min()} to {values.max()}, expected at most 2^53")
+    if values.dtype == np.float32 and not np.isfinite(values).all():
+        raise reader.refuse(f"holds {np.count_nonzero(~np.isfinite(values))} non-finite values (NaN or infinity)")
+    return values
+
+
+def _encode_planes(planes: np.ndarray) -> list[bytes]:
+    """uint8 [planes, n], the most significant first -> `uint8 which of them are compressed`, and each one's bytes."""
+    compressed_planes = 0
+    parts: list[bytes] = []
+    for number, plane in enumerate(planes):
+        raw = plane.tobytes()
+        frame = _ZSTD.compressor.compress(raw)
+        if _is_worthwhile(len(frame), len(raw)):
+            compressed_planes |= 1 << number
+            parts += [struct.pack("<I", len(frame)), frame]
+        else:
+            parts.append(raw)
+    return [bytes([compressed_planes]), *parts]
+
+
+def _decode_planes(reader: Reader, count: int, kind: int) -> np.ndarray:
+    """The planes, uint8 [planes, count], that `_encode_planes` wrote."""
+    planes = np.empty((_WIDTHS[kind], count), np.uint8)
+    compressed_planes = reader.byte()
+    if compressed_planes >> len(planes):
+        raise reader.refuse(f"marks planes {compressed_planes:#x} as compressed, it has only {len(planes)}")
+    for number, plane in enumerate(planes):
+        is_compressed = compressed_planes >> number & 1
+        plane[:] = _decompress(reader, count) if is_compressed else reader.array("u1", count)
+    return planes
+
+
+def _is_worthwhile(compressed_bytes: int, raw_bytes: int) -> bool:
+    return compressed_bytes + 4 <= _WORTHWHILE * raw_bytes
+
+
+def _decompress(reader: Reader, count: int) -> np.ndarray:
+    """The `count` bytes of a zstd frame that declares just that size: nothing more is allocated."""
+    frame = reader.take(reader.uint32())
+    # A frame can be padded without end with blocks of nothing; an encoder would have sent such a plane as it is.
+    if not _is_worthwhile(len(frame), count):
+        raise reader.refuse(f"has a zstd frame of {len(frame)} bytes for {count}, which no encoder writes")
+    try:
+        if (size := zstandard.frame_content_size(frame)) != count:
+            raise reader.refuse(f"has a zstd frame that declares {size} bytes, expected {count}")
+        # Bytes after the frame, or a second one, would be read by nobody.
+        plane = _ZSTD.decompressor.decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise reader.refuse(f"has a damaged zstd frame: {error}") from error
+    return np.frombuffer(plane, np.uint8)
+
+
+def _split(bits: np.ndarray) -> np.ndarray:
+    """Floats' bits, uint16 or 32 [n] -> rotated left by one, in planes of bytes, the highest first: uint8 [_, n]."""
+    if bits.itemsize == 4 and not kernels.UNAVAILABLE:
+        return kernels.split_planes(bits)
+    return split_planes(bits)
+
+
+def _merged(planes: np.ndarray) -> np.ndarray:
+    """The bits that `_split` split."""
+    return kernels.merge_planes(planes) if len(planes) == 4 and not kernels.UNAVAILABLE else merge_planes(planes)
+
+
+def split_planes(bits: np.ndarray) -> np.ndarray:
+    """`_split` in numpy."""
+    rotated = bits << bits.dtype.type(1) | bits >> bits.dtype.type(8 * bits.itemsize - 1)
+    planes: np.ndarray = rotated.view(np.uint8).reshape(len(bits), bits.itemsize).T[::-1]
+    return planes
+
+
+def merge_planes(planes: np.ndarray) -> np.ndarray:
+    """`_merged` in numpy."""
+    bits = np.ascontiguousarray(planes[::-1].T).view(f"<u{len(planes)}").reshape(-1)
+    rotated: np.ndarray = bits >> bits.dtype.type(1) | bits << bits.dtype.type(8 * bits.itemsize - 1)
+    return rotated

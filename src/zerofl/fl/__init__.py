@@ -1,0 +1,1 @@
+"""Algorithm 1 without a framework: what a client does, what the server does."""

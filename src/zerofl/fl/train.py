@@ -1,0 +1,161 @@
+"""Local training on a client (Algorithm 1, "TrainLocally") and evaluation."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from zerofl.data import Augmentation, Dataset, Split, client_indices
+from zerofl.data.augment import crop_and_flip
+from zerofl.data.partition import held_out_count
+from zerofl.experiment import Experiment, ExperimentError
+from zerofl.models import build_model, initialize_
+from zerofl.rng import rng
+from zerofl.sparse import kernels
+from zerofl.sparse.layers import sparsify_
+
+
+def learning_rate(start: float, end: float, round: int, rounds: int) -> float:
+    """The rate of round 1..T: start * exp(t / T * log(end / start)), t = round - 1 as in Algorithm 1 (§4.1).
+
+    The paper prints log(start / end), with which the rate would grow.
+    """
+    return start * math.exp((round - 1) / rounds * math.log(end / start))
+
+
+def train(
+    model: nn.Module, split: Split, dataset: Dataset, experiment: Experiment, *, round: int, client: int
+) -> float:
+    """Train `model` in place on a client's split with SGD, both on one device; returns the mean loss of a sample.
+
+    The order of samples and the augmentation are functions of (seed, round, client). No step waits for the device.
+
+    Raises:
+        ExperimentError: the experiment augments data that have no augmentation.
+    """
+    augmentation = _augmentation(experiment, dataset)
+    device = next(model.parameters()).device
+    order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
+        momentum=experiment.momentum,
+        weight_decay=experiment.weight_decay,
+    )
+    total_loss = torch.zeros((), device=device)
+    model.train()
+    for _ in range(experiment.epochs):
+        order = torch.from_numpy(order_rng.permutation(len(split.labels))).to(device)
+        for batch in torch.split(order, experiment.batch_size):
+            images = split.images[batch]
+            if augmentation:
+                images = crop_and_flip(images, augmentation, augment_rng)
+            optimizer.zero_grad()  # first: the last step's gradients need not be there beside the activations
+            with torch.autocast(device.type, torch.bfloat16, enabled=experiment.precision == "bfloat16"):
+                loss = F.cross_entropy(model(dataset.normalized(images)), split.labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total_loss += loss.detach() * len(batch)
+    return total_loss.item() / (experiment.epochs * len(split.labels))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, dataset: Dataset, batch_size: int = 500) -> tuple[float, float]:
+    """The mean loss and the accuracy, in [0, 1], of `model` with its top-k weights (§4.3) on a split, on one device."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for images, target in zip(*(torch.split(t, batch_size) for t in (split.images, split.labels)), strict=True):
+        logits = model(dataset.normalized(images))
+        loss += F.cross_entropy(logits, target, reduction="sum").item()
+        correct += int((logits.argmax(1) == target).sum())
+    return loss / len(split.labels), correct / len(split.labels)
+
+
+def initial_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    """The dense model the server starts from, a function of the seed alone; the global random state stays as it was."""
+    seed = int(rng(experiment.seed, 0, 0, "initialization").integers(2**63))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _model(experiment, dataset)
+    initialize_(model, experiment.initialization, experiment.sparsity, seed)
+    return model
+
+
+def empty_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    """The sparse model without storage (on the meta device): give it a state with `load_state_dict(..., assign=True)`.
+
+    A new one for every client costs nothing, and no threshold or counter of a client reaches the next.
+    """
+    return sparse_model(experiment, len(dataset.classes), dataset.train.images.shape[1])
+
+
+def sparse_model(experiment: Experiment, classes: int, in_channels: int) -> nn.Module:
+    """`empty_model` without the data set, of which it needs these two numbers."""
+    with torch.device("meta"):
+        model = build_model(experiment.model, classes, in_channels, experiment.width)
+    if experiment.sparsity > 0 or experiment.activation_sparsity:
+        sparsify_(
+            model,
+            experiment.sparsity,
+            activation_sparsity=experiment.activation_sparsity,
+            topk_period=experiment.topk_period,
+        )
+    return model
+
+
+def check_fits(experiment: Experiment, dataset: Dataset) -> None:
+    """Whether the experiment can be run on the data set at all, before anything is trained.
+
+    Raises:
+        ExperimentError: a partition or an augmentation that the data set cannot have, nothing to train or validate
+            on, images of another size than the model takes, or a device or an instruction set that is not there.
+    """
+    e, shape = experiment, tuple(dataset.train.images.shape[1:])
+    if kernels.REFUSED:
+        raise ExperimentError(kernels.REFUSED)
+    if e.device != "cpu" and not torch.cuda.is_available():
+        raise ExperimentError(
+            f"device = {e.device!r}: PyTorch {torch.__version__} finds no CUDA device here; leave it at cpu, or "
+            "install a PyTorch with CUDA and its driver"
+        )
+    if e.device != "cpu" and torch.device(e.device).index not in (None, *range(torch.cuda.device_count())):
+        raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if not len(dataset.test.labels):
+        raise ExperimentError(f"{e.dataset}: {e.root} has no test part, on which the server evaluates; add one")
+    if e.partition != "node" and not len(dataset.train.labels):
+        raise ExperimentError(
+            f"{e.dataset}: {e.root} has no training part, which partition = {e.partition!r} deals to the clients; add "
+            "one, or in a deployment whose nodes have data of their own set partition = 'node'"
+        )
+    _augmentation(e, dataset)
+    try:
+        parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
+    except ValueError as error:
+        raise ExperimentError(f"{e.dataset}: {error}") from error
+    most = max(len(part) for part in parts)
+    if e.validate_every and e.partition != "node" and not held_out_count(most, e.validation_fraction):
+        raise ExperimentError(
+            f"validate_every = {e.validate_every}, but validation_fraction = {e.validation_fraction} "
+            f"holds out none of a client's {most} samples; raise it, or set validate_every = 0"
+        )
+    try:
+        with torch.device("meta"), torch.no_grad():
+            _model(experiment, dataset).eval()(torch.empty(1, *shape))
+    except RuntimeError as error:
+        raise ExperimentError(
+            f"model = {experiment.model!r} does not take images of {shape}, which {experiment.dataset} has: {error}"
+        ) from error
+
+
+def _augmentation(experiment: Experiment, dataset: Dataset) -> Augmentation | None:
+    if experiment.augment and dataset.augmentation is None:
+        raise ExperimentError(
+            f"augment = true: {experiment.dataset} has no pictures that could be cropped and mirrored; "
+            "set augment = false"
+        )
+    return dataset.augmentation if experiment.augment else None
+
+
+def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    return build_model(experiment.model, len(dataset.classes), dataset.train.images.shape[1], experiment.width)

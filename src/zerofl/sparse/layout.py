@@ -1,0 +1,178 @@
+"""Dense layers that stay in the native kernels' batch-innermost layout: what a sparse layer's neighbours become.
+
+`sparsify_` turns the plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` of a model into these in place. Where the
+kernels cannot work (another device or dtype), they are exactly PyTorch's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zerofl.sparse import kernels
+
+
+class Conv2d(nn.Conv2d):
+    """A dense convolution: a matrix product for a 1x1 kernel, else the sparse kernels with every weight active."""
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether each output position depends on one input position only."""
+        return self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1
+
+    def forward(self, input: Tensor, sampled: bool = False) -> Tensor:
+        """Input [N, C, H, W] -> output [N, O, H', W']; `sampled`: only every stride-th position is there."""
+        if (
+            self.groups != 1
+            or self.padding_mode != "zeros"
+            or isinstance(self.padding, str)
+            or not takes_shape(self, input)
+            or input.dim() != 4
+            or not kernels.takes(input, self.weight, self.bias)
+        ):
+            if sampled:
+                return F.conv2d(input, self.weight, self.bias)
+            return super().forward(input)
+        if self.is_pointwise:
+            return _pointwise(input, self.weight, self.bias, (1, 1) if sampled else self.stride)
+        return _convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[no-any-return]
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation, and in the same pass over memory a residual's addition and ReLU."""
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """relu(norm(input) + residual): all [N, C, H, W]."""
+        batch_statistics = self.training or self.running_mean is None
+        fast = input.dim() == 4 and input.shape[1] == self.num_features
+        fast = fast and kernels.takes(input, residual, self.weight, self.bias, self.running_mean)
+        if not fast or (not batch_statistics and torch.is_grad_enabled()):
+            y: Tensor = super().forward(input)
+            y = y if residual is None else y + residual
+            return F.relu(y) if relu else y
+        return self._native(input, residual, relu, batch_statistics)  # type: ignore[no-any-return]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _native(self, input: Tensor, residual: Tensor | None, relu: bool, batch_statistics: bool) -> Tensor:
+        self._check_input_dim(input)
+        if not batch_statistics:
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            return kernels.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, residual, self.eps, relu
+            )
+        count = input.numel() // input.shape[1]
+        if count == 1:
+            raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+        running: tuple[Tensor | None, Tensor | None] = (None, None)
+        momentum = 0.0
+        if self.training and self.running_mean is not None:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+            running = self.running_mean, self.running_var
+        return kernels.batch_norm_of_batch(input, self.weight, self.bias, residual, running, momentum, self.eps, relu)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """The maximum over squares side by side, of relu(input) if asked for."""
+
+    def forward(self, input: Tensor, relu: bool = False) -> Tensor:
+        """Input [N, C, H, W] -> [N, C, H / size, W / size]."""
+        if input.dim() == 4 and min(input.shape[2:]) >= self.kernel_size and kernels.takes(input):  # type: ignore[operator]
+            return _max_pool(input, self.kernel_size, relu)  # type: ignore[no-any-return]
+        return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
+
+
+def takes_shape(convolution: nn.Conv2d, input: Any) -> bool:
+    """Whether `input`, a tensor [N, C, H, W] or [C, H, W], has the convolution's channels, and room for its kernel."""
+    if not isinstance(input, Tensor) or input.dim() not in (3, 4) or input.numel() == 0:
+        return False
+    left, right, top, bottom = convolution._reversed_padding_repeated_twice
+    channels, height, width = input.shape[-3:]
+    (kernel_height, kernel_width), (row, column) = convolution.kernel_size, convolution.dilation
+    return (
+        channels == convolution.in_channels
+        and height + top + bottom > row * (kernel_height - 1)
+        and width + left + right > column * (kernel_width - 1)
+    )
+
+
+def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    """convolution(x) and shortcut(x), as a residual block has them.
+
+    Where the shortcut is empty or begins with a 1x1 convolution of the same stride, it needs no more of x than what
+    the sparse convolution hands on, and its gradient is added where that of the convolution is computed.
+    """
+    first = shortcut[0] if len(shortcut) else None
+    stride = getattr(convolution, "stride", None)
+    if not getattr(convolution, "can_keep_input", False) or not (
+        stride == (1, 1)
+        if first is None
+        else isinstance(first, Conv2d) and first.is_pointwise and first.stride == stride
+    ):
+        return convolution(x), shortcut(x)
+    out, x = convolution(x, keep=True)
+    for i, module in enumerate(shortcut):
+        x = module(x, sampled=True) if i == 0 else module(x)
+    return out, x
+
+
+def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + residual), in one pass over memory where `norm` can; x and residual [N, C, H, W]."""
+    if isinstance(norm, BatchNorm2d):
+        return norm(x, residual, relu=True)  # type: ignore[no-any-return]
+    y = norm(x)
+    return F.relu(y if residual is None else y + residual)
+
+
+def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
+    """pool(relu(x)), in one pass over memory where `pool` can; x [N, C, H, W]."""
+    return pool(x, relu=True) if isinstance(pool, MaxPool2d) else pool(F.relu(x))  # type: ignore[no-any-return]
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    input = kernels.batch_first(input.permute(1, 2, 3, 0).contiguous())
+    output, *_ = kernels.conv2d(input, weight, bias, kernels.EVERY, kernels.EVERY, stride, padding, dilation)
+    return output
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _max_pool(input: Tensor, size: int, relu: bool) -> Tensor:
+    return kernels.max_pool2d(input, size, relu)
+
+
+def _pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:
+    """A 1x1 convolution as a product of [O, C] and [C, H' W' N], which PyTorch differentiates."""
+    x = input.permute(1, 2, 3, 0)[:, :: stride[0], :: stride[1]]
+    y = weight.flatten(1) @ x.reshape(x.shape[0], -1)
+    if bias is not None:
+        y = y + bias[:, None]
+    return y.view(-1, *x.shape[1:]).permute(3, 0, 1, 2)
+
+
+# By exact type: a subclass has a forward of its own.
+INNERMOST: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: Conv2d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.MaxPool2d: MaxPool2d,
+}
+
+
+def can_be_innermost(module: nn.Module) -> bool:
+    """Whether `module` is one of PyTorch's layers that has its double here."""
+    if type(module) is nn.MaxPool2d:
+        size, stride = module.kernel_size, module.stride
+        plain = (module.padding, module.dilation, module.return_indices, module.ceil_mode) == (0, 1, False, False)
+        return isinstance(size, int) and size == stride and 1 <= size <= 15 and plain
+    return type(module) in INNERMOST

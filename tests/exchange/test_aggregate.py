@@ -1,0 +1,141 @@
+"""The server's arithmetic, and two rounds of every strategy with every server optimiser, against plain Python lists."""
+
+import math
+
+import pytest
+import torch
+
+from zerofl.exchange.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
+from zerofl.exchange.uplink import UPLINKS, State, Update, make_update, sparsified
+from zerofl.exchange.wire import decode, encode, schema_of
+from zerofl.experiment import SERVER_OPTIMIZERS
+
+
+def test_weights_are_averaged_by_samples_and_absent_entries_count_as_zero() -> None:
+    average = Average({"w": torch.tensor([9.0, 9.0, 9.0])})
+    average.add(Update(False, {"w": sparsified(torch.tensor([4.0, 0.0, 1.0]))}), num_examples=1)
+    average.add(Update(False, {"w": torch.tensor([8.0, 4.0, 0.0])}), num_examples=3)
+    assert average.of(adds=False)["w"].tolist() == [(4 + 3 * 8) / 4, 3 * 4 / 4, 1 / 4]
+
+
+def test_changes_are_added_and_absent_entries_stay() -> None:
+    average = Average({"w": torch.tensor([9.0, 9.0, 9.0])})
+    average.add(Update(True, {"w": sparsified(torch.tensor([4.0, 0.0, 0.0]))}), num_examples=1)
+    average.add(Update(True, {"w": sparsified(torch.tensor([8.0, 4.0, 0.0]))}), num_examples=3)
+    assert average.of(adds=True)["w"].tolist() == [9 + 7, 9 + 3, 9]
+
+
+@pytest.mark.parametrize("adds", [False, True])
+def test_integer_counters_are_averaged_and_stay_integers(adds: bool) -> None:
+    average = Average({"n": torch.tensor(10)})
+    for count, examples in ((3, 1), (6, 3)):
+        average.add(Update(adds, {"n": torch.tensor(count)}), examples)
+    n = average.of(adds)["n"]  # 21 / 4 = 5.25
+    assert (n.dtype, n.item()) == (torch.int64, 5)
+
+
+def test_the_largest_floats_do_not_overflow() -> None:
+    largest = torch.finfo(torch.float32).max
+    average = Average({"w": torch.tensor([0.0])})
+    for _ in range(3):
+        average.add(Update(False, {"w": torch.tensor([largest])}), 2**32 - 1)
+    assert average.of(adds=False)["w"].item() == largest
+
+
+def test_fedadam_leaves_buffers_and_counters_to_the_average() -> None:
+    state = {"w": torch.tensor([1.0]), "running_var": torch.tensor([2.0]), "n": torch.tensor(1)}
+    averaged = {"w": torch.tensor([2.0]), "running_var": torch.tensor([0.5]), "n": torch.tensor(4)}
+    optimizer = fedadam(["w"], lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3)
+    new_state, moments = optimizer.step(state, averaged, optimizer.init(state))
+    assert (new_state["running_var"].item(), new_state["n"].item()) == (0.5, 4)
+    assert new_state["n"].dtype == torch.int64
+    assert moments.keys() == {"m.w", "v.w"}
+    # d = 1, m = 0.1, v = 0.01, w = 1 + 0.1 * 0.1 / (0.1 + 0.001)
+    torch.testing.assert_close(new_state["w"], torch.tensor([1 + 0.01 / 0.101]))
+
+
+def test_nonzero_ratio() -> None:
+    assert nonzero_ratio(torch.tensor([[0.0, 1.0], [-2.0, 0.0]])) == 0.5
+
+
+def test_fedadams_first_step_is_not_longer_than_a_later_one_with_the_same_change() -> None:
+    # A change of tau from v = tau^2: v stays tau^2, m = 0.1 tau, and the step is lr 0.1 tau / (tau + tau) = 0.05 lr.
+    optimizer = fedadam(["w"], lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3)
+    state: State = {"w": torch.zeros(3)}
+    averaged: State = {"w": torch.full((3,), 1e-3)}
+    stepped, _ = optimizer.step(state, averaged, optimizer.init(state))
+    torch.testing.assert_close(stepped["w"], torch.full((3,), 0.05 * 0.1))
+
+
+# Two clients with 10 and 30 samples; "training" adds a fixed change that depends on the client and the round. A layer
+# of four weights at sparsity 0.5 and mask ratio 0 sends K = 2; the bias is a dense layer.
+SAMPLES = (10, 30)
+CHANGES = {
+    (1, 0): [1.0, -4.0, 0.25, 0.5],
+    (1, 1): [-3.0, 0.5, 2.0, 0.25],
+    (2, 0): [0.5, 0.25, -6.0, 1.0],
+    (2, 1): [2.0, 0.75, 0.5, -5.0],
+}
+BIAS_CHANGE = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): -1.0, (2, 1): 0.5}
+START = [1.0, 2.125, -3.0, 0.5]
+ADAM = {"lr": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
+
+
+def two_largest(values: list[float]) -> set[int]:
+    assert len({abs(value) for value in values}) == 4, "the figures are chosen without ties"
+    return set(sorted(range(4), key=lambda i: -abs(values[i]))[:2])
+
+
+def sent_by_hand(uplink: str, received: list[float], trained: list[float]) -> list[float]:
+    change = [t - r for t, r in zip(trained, received, strict=True)]
+    if uplink == "full":
+        return trained
+    if uplink == "top_k_weights":
+        return [trained[i] if i in two_largest(trained) else 0.0 for i in range(4)]
+    mask = two_largest(trained if uplink == "diff_on_top_k_weights" else change)
+    return [change[i] if i in mask else 0.0 for i in range(4)]
+
+
+def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
+    w, b, adds = START, 0.0, uplink in ("diff_on_top_k_weights", "top_k_weights_diff")
+    moments = [[0.0, 1e-3**2] for _ in range(5)]  # m = 0 and v = tau^2: Algorithm 2 of Reddi et al. asks for v >= tau^2
+    for round in (1, 2):
+        sent = [
+            sent_by_hand(uplink, w, [x + d for x, d in zip(w, CHANGES[round, client], strict=True)])
+            for client in (0, 1)
+        ]
+        mean = [(SAMPLES[0] * sent[0][i] + SAMPLES[1] * sent[1][i]) / 40 for i in range(4)]
+        averaged = [x + m for x, m in zip(w, mean, strict=True)] if adds else mean
+        averaged_bias = b + (SAMPLES[0] * BIAS_CHANGE[round, 0] + SAMPLES[1] * BIAS_CHANGE[round, 1]) / 40
+        if server == "fedavg":
+            w, b = averaged, averaged_bias
+            continue
+        stepped = []
+        for old, new, moment in zip([*w, b], [*averaged, averaged_bias], moments, strict=True):
+            moment[0] = 0.9 * moment[0] + 0.1 * (new - old)
+            moment[1] = 0.99 * moment[1] + 0.01 * (new - old) ** 2
+            stepped.append(old + 0.1 * moment[0] / (math.sqrt(moment[1]) + 1e-3))
+        w, b = stepped[:4], stepped[4]
+    return w, b
+
+
+@pytest.mark.parametrize("server", SERVER_OPTIMIZERS)
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_two_rounds_over_the_wire_equal_hand_arithmetic(uplink: str, server: str) -> None:
+    state: State = {"w": torch.tensor(START).view(2, 2), "b": torch.tensor([0.0])}
+    schema = schema_of(state)
+    optimizer: ServerOptimizer = fedavg() if server == "fedavg" else fedadam(["w", "b"], **ADAM)
+    optimizer_state = optimizer.init(state)
+    for round in (1, 2):
+        average = Average(state)
+        for client, samples in enumerate(SAMPLES):
+            trained = {
+                "w": state["w"] + torch.tensor(CHANGES[round, client]).view(2, 2),
+                "b": state["b"] + BIAS_CHANGE[round, client],
+            }
+            update = make_update(uplink, state, trained, ["w"], sparsity=0.5, mask_ratio=0.0)
+            average.add(decode(encode(update, schema), schema), samples)
+        state, optimizer_state = optimizer.step(state, average.of(UPLINKS[uplink].adds), optimizer_state)
+    w, b = rounds_by_hand(uplink, server)
+    torch.testing.assert_close(state["w"], torch.tensor(w).view(2, 2))
+    torch.testing.assert_close(state["b"], torch.tensor([b]))

@@ -1,0 +1,363 @@
+import json
+import math
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.running import experiment_of, run, run_until
+from zerofl.data import dataset_checksum, load_dataset
+from zerofl.experiment import Experiment
+from zerofl.fl.train import initial_model
+from zerofl.flower.client_app import app as client_app
+from zerofl.flower.engines import InProcessGrid
+from zerofl.flower.server_app import serve
+from zerofl.run import folder
+from zerofl.run.folder import (
+    CHECKPOINT,
+    EXPERIMENT,
+    UNKNOWN,
+    Checkpoint,
+    ResultsError,
+    check_run,
+    load_checkpoint,
+    open_run,
+    save_checkpoint,
+    save_round,
+)
+from zerofl.run.origin import code
+from zerofl.sparse import kernels
+
+STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
+MOMENTS = {"m.w": torch.randn(3, 2), "v.w": torch.rand(3, 2)}
+
+
+def record(round: int) -> dict[str, int]:
+    return {"round": round, "uplink_bytes": round * 10, "examples": 2 * 30}
+
+
+def save(directory: Path, round: int) -> None:
+    clients = [{"round": round, "client": client, "num-examples": 30} for client in (1, 2)]
+    save_round(directory, record(round), clients, Checkpoint(round, STATE, MOMENTS, "0123"))
+
+
+def rounds_in(path: Path) -> list[int]:
+    return [line["round"] for line in folder.read_lines(path)]
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", Checkpoint(12, STATE, MOMENTS, "0123"))
+    loaded = load_checkpoint(tmp_path / "c")
+    assert (loaded.round, loaded.data_sha256) == (12, "0123")
+    for saved, back in ((STATE, loaded.state), (MOMENTS, loaded.optimizer_state)):
+        assert saved.keys() == back.keys()
+        assert all(torch.equal(saved[name], back[name]) and saved[name].dtype == back[name].dtype for name in saved)
+
+
+def test_a_kill_while_writing_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "c", Checkpoint(1, STATE, {}, "0123"))
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path / "c", Checkpoint(2, STATE, {}, "0123"))
+    assert load_checkpoint(tmp_path / "c").round == 1
+
+
+def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr("zerofl.run.folder.save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3)
+    with (tmp_path / "clients.jsonl").open("a") as file:
+        file.write('{"round": 4, "cli')  # and a line cut short
+    said: list[str] = []
+    checkpoint = open_run(tmp_path, Experiment(), said.append)
+    assert said == ["records go up to round 3, without its checkpoint: run again from round 3"]
+    assert checkpoint is not None
+    assert checkpoint.round == 2
+    assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2]
+    assert rounds_in(tmp_path / "clients.jsonl") == [1, 1, 2, 2]
+    save(tmp_path, 3)
+    assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2, 3]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    (tmp_path / "rounds.jsonl").write_text(json.dumps(record(1)) + "\n")
+    said: list[str] = []
+    assert open_run(tmp_path, Experiment(), said.append) is None
+    assert said == ["records go up to round 1, without its checkpoint: run again from round 1"]
+    assert rounds_in(tmp_path / "rounds.jsonl") == []
+
+
+@pytest.mark.parametrize("left", ["rounds.jsonl", "clients.jsonl", "snapshots"])
+def test_what_was_computed_is_not_thrown_away_with_its_checkpoint(left: str, tmp_path: Path) -> None:
+    """Two rounds are recorded, so a checkpoint of the first has been there."""
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    folder.save_snapshot(tmp_path, 2, STATE)
+    kept = {EXPERIMENT, left}
+    for path in tmp_path.iterdir():
+        if path.name not in kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ResultsError, match=r"records up to round 2, but its checkpoint\.safetensors, .* is gone"):
+        open_run(tmp_path, Experiment())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("rounds", "kept"),
+    [("1 2", 2), ("1", 1), ("2", 1), ("", 0), ("1 1 2", 3), ("1 x 2", 1)],
+)
+def test_rounds_that_a_checkpoint_counts_on_must_be_there(rounds: str, kept: int, tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    text = "\n".join(word if word == "x" else json.dumps(record(int(word))) for word in rounds.split())
+    (tmp_path / "rounds.jsonl").write_text(text)
+    if rounds == "1 2":
+        open_run(tmp_path, Experiment())
+        save(tmp_path, 3)  # even behind a last line without its end
+        assert rounds_in(tmp_path / "rounds.jsonl") == [1, 2, 3]
+    else:
+        with pytest.raises(ResultsError, match=rf"expected a line for each of the rounds 1 to 2, .* it has {kept}\."):
+            open_run(tmp_path, Experiment())
+        assert (tmp_path / "rounds.jsonl").read_text() == text  # left as it is, to be mended
+
+
+@pytest.mark.parametrize("damage", ["", "1 1 2", "x 1 2 2", "1 1 1 2 2"])
+def test_updates_that_a_round_counts_must_be_there(damage: str, tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    lines = [w if w == "x" else json.dumps({"round": int(w), "num-examples": 30}) for w in damage.split()]
+    (tmp_path / "clients.jsonl").write_text("\n".join(lines))
+    with pytest.raises(ResultsError, match=r"clients\.jsonl: expected updates on 60 samples in round \d"):
+        open_run(tmp_path, Experiment())
+
+
+@pytest.mark.parametrize("left", ["rounds.jsonl", "checkpoint.safetensors", "summary.json"])
+def test_a_run_without_its_settings_is_not_taken_over(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).write_text("")
+    for resume in (False, True):
+        with pytest.raises(ResultsError, match=f"has {left} of a run, but not its experiment.toml"):
+            check_run(tmp_path, Experiment(), resume)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda c: c.state.popitem(), "its tensors have other names"),
+        (lambda c: c.state.update({"more": torch.zeros(1)}), "its tensors have other names"),
+        (lambda c: c.state.update({"fc2.bias": torch.zeros(3)}), "its tensors have other names"),
+        (lambda c: c.state["fc2.bias"].fill_(torch.nan), "fc2.bias holds non-finite values"),
+        (lambda c: c.optimizer_state.popitem(), "the optimiser's tensors have other names"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_not_gone_on_from(
+    spoil: Callable[[Checkpoint], object], cause: str, cifar_root: Path, tmp_path: Path
+) -> None:
+    experiment = experiment_of(cifar_root, model="leaf_cnn", server_optimizer="fedadam")
+    state = initial_model(experiment, load_dataset(experiment.dataset, experiment.root)).state_dict()
+    moments = {f"{m}.{name}": torch.zeros_like(tensor) for m in "mv" for name, tensor in state.items()}
+    checksum = dataset_checksum(experiment.dataset, experiment.root)
+    checkpoint = Checkpoint(1, dict(state), moments, checksum)
+    spoil(checkpoint)
+    with pytest.raises(ResultsError, match=f"checkpoint.safetensors: expected the experiment's model, but {cause}"):
+        serve(InProcessGrid(client_app, 1), experiment, tmp_path, checkpoint, lambda record: None)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b[:-9], lambda b: b"", lambda b: b"\xff" * 50])
+def test_a_damaged_checkpoint_is_named(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ResultsError, match=r"checkpoint\.safetensors: expected a run's state .* move the run's folder"):
+        open_run(tmp_path, Experiment())
+
+
+def test_one_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, Checkpoint(1, STATE, MOMENTS, "0123", ("4567",)))
+    whole = path.read_bytes()
+    for byte in range(len(whole)):
+        path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1 << byte % 8]) + whole[byte + 1 :])
+        with pytest.raises(ResultsError, match=r"checkpoint\.safetensors: expected a run's state"):
+            load_checkpoint(path)
+
+
+def test_one_flipped_bit_of_kept_weights_is_noticed(tmp_path: Path) -> None:
+    folder.save_snapshot(tmp_path, 3, STATE)
+    path = tmp_path / "snapshots" / "round-00003.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ResultsError, match="it does not agree with the checksum in it"):
+        folder.read_snapshots(tmp_path)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    save(tmp_path, 1)
+    state = {f"state/{name}": tensor for name, tensor in STATE.items()}
+    save_file(state, tmp_path / "checkpoint.safetensors", {"round": "1", "data_sha256": "0123"})
+    said: list[str] = []
+    checkpoint = open_run(tmp_path, Experiment(), said.append)
+    assert checkpoint is not None
+    assert (checkpoint.round, checkpoint.sources_sha256) == (1, (UNKNOWN,))
+    (note,) = said
+    assert "is of an earlier version, which wrote no checksum" in note
+
+
+def test_the_record_names_all_code_that_made_rounds(cifar_root: Path, tmp_path: Path) -> None:
+    """The first round is made by this code, the second is said to be by another, the third is by this again."""
+    experiment, now = experiment_of(cifar_root, width=1), code()["sources_sha256"]
+    run_until(experiment, tmp_path, 1)
+    first = load_checkpoint(tmp_path / CHECKPOINT)
+    assert first.sources_sha256 == (now,)
+    save_checkpoint(tmp_path / CHECKPOINT, first._replace(sources_sha256=(now, "f" * 64)))
+    said: list[str] = []
+    open_run(tmp_path, experiment, said.append)
+    assert said == [f"round 1 was made by other code: its sources have SHA-256 ffffffffffffffff…, those now {now:.16}…"]
+    run_until(experiment, tmp_path, 2)
+    assert load_checkpoint(tmp_path / CHECKPOINT).sources_sha256 == ("f" * 64, now)
+    run(experiment, tmp_path)
+    assert folder.read_summary(tmp_path)["code"] == code() | {"earlier_sources_sha256": ["f" * 64]}
+    assert folder.read_summary(run(experiment, tmp_path / "whole"))["code"] == code()
+
+
+def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
+    started = check_run(tmp_path, Experiment(seed=1), resume=False)
+    assert not list(tmp_path.iterdir())  # a check writes nothing
+    open_run(tmp_path, started)
+    with pytest.raises(ResultsError, match="holds a run already: go on with --resume"):
+        check_run(tmp_path, Experiment(seed=1), resume=False)
+    with pytest.raises(ResultsError, match=r"other settings, theirs and the new: seed = 1 and 2; rounds = 700 and 5\."):
+        check_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "cause"),
+    [
+        ({"rounds": None}, "expected rounds, a number, but it is damaged: it has none"),
+        ({"savings": "much"}, "expected savings, a number, but it is damaged: it has 'much'"),
+        ({"test_accuracy": math.nan}, "expected test_accuracy, a number, but it is damaged: it has nan"),
+        ({"rounds": 6}, "expected 7 rounds of 'run', but it is damaged: it has 6 of 'run'"),
+        ({"name": "x"}, "expected 7 rounds of 'run', but it is damaged: it has 7 of 'x'"),
+    ],
+)
+def test_a_damaged_summary_is_named_before_anything_is_run(damage: dict[str, Any], cause: str, tmp_path: Path) -> None:
+    experiment = check_run(tmp_path, Experiment(rounds=7), resume=False)
+    open_run(tmp_path, experiment)
+    figures = dict.fromkeys(("test_accuracy", "uplink_bytes", "savings", "train_seconds", "seconds"), 0.5)
+    summary = figures | {"name": "run", "rounds": 7}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert check_run(tmp_path, experiment, resume=True) == experiment
+    damaged = {key: value for key, value in (summary | damage).items() if value is not None}
+    (tmp_path / "summary.json").write_text(json.dumps(damaged))
+    with pytest.raises(ResultsError, match=rf"summary\.json: {cause}\. Restore the file, or move the run's folder"):
+        check_run(tmp_path, experiment, resume=True)
+
+
+def test_a_run_resumes_where_its_data_has_moved(tmp_path: Path) -> None:
+    open_run(tmp_path, check_run(tmp_path, Experiment(root="before"), resume=False))
+    assert check_run(tmp_path, Experiment(root="after"), resume=True).root == "after"
+
+
+def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
+    started = check_run(tmp_path, Experiment(threads=0), resume=False)
+    assert started.threads == torch.get_num_threads()
+    open_run(tmp_path, started)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert check_run(tmp_path, Experiment(threads=0), resume=True) == started
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        open_run(tmp_path / "file" / "run", Experiment())
+
+
+def test_a_last_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
+    """Cut at any byte, the file has the lines that are whole; one that only lacks its end of line is."""
+    lines = [json.dumps(record(round)).encode() + b"\n" for round in (1, 2)]
+    path = tmp_path / "rounds.jsonl"
+    for cut in range(len(lines[1]) + 1):
+        path.write_bytes(lines[0] + lines[1][:cut])
+        assert rounds_in(path) == ([1, 2] if cut >= len(lines[1]) - 1 else [1])
+
+
+def test_another_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "rounds.jsonl").write_text('{"round": 1}\n{"rou\n{"round": 3}\n')
+    with pytest.raises(ResultsError, match=r"rounds\.jsonl, line 2: expected a JSON object, but it is damaged"):
+        folder.read_lines(tmp_path / "rounds.jsonl")
+
+
+def test_a_dense_run_keeps_no_empty_snapshots(cifar_root: Path, tmp_path: Path) -> None:
+    run(experiment_of(cifar_root, rounds=1, sparsity=0.0, uplink="full", snapshot_every=1), tmp_path / "dense")
+    assert not (tmp_path / "dense" / "snapshots").exists()
+    run(experiment_of(cifar_root, rounds=1, snapshot_every=1), tmp_path / "sparse")
+    assert list(folder.read_snapshots(tmp_path / "sparse")) == [1]
+
+
+@pytest.fixture
+def files_of_at_most_16_kb() -> Iterator[None]:
+    """As on a disk that has no more room: a longer one cannot be written."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.usefixtures("files_of_at_most_16_kb")
+def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, Checkpoint(1, {"w": torch.ones(10)}, {}, "data"))
+    with pytest.raises(OSError, match=r"\[Errno 27\] File too large: .*checkpoint\.safetensors"):
+        save_checkpoint(path, Checkpoint(2, {"w": torch.ones(10_000)}, {}, "data"))
+    assert load_checkpoint(path).round == 1
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_half_a_checkpoint_of_a_killed_process_goes(tmp_path: Path) -> None:
+    open_run(tmp_path, Experiment())
+    (tmp_path / "snapshots").mkdir()
+    for half in (tmp_path / ".tmpAb12Cd", tmp_path / "snapshots" / ".tmpAb12Cd"):
+        half.write_bytes(b"half")
+    open_run(tmp_path, Experiment())
+    assert {file.name for file in tmp_path.rglob("*")} == {"experiment.toml", "snapshots"}
+
+
+def test_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "checkpoint", Checkpoint(1, STATE, {}, "data"))
+        folder.write_atomically(tmp_path / "text", b"")
+    finally:
+        os.umask(before)
+    assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("checkpoint", "text")} == {0o640}
+
+
+@pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no native kernels")
+def test_the_summary_says_which_kernels_trained() -> None:
+    assert folder._kernels(Experiment()) == kernels.isa()
+    assert folder._kernels(Experiment(precision="bfloat16")) == "reference: bfloat16 on cpu"
+    assert folder._kernels(Experiment(device="cuda")) == "reference: float32 on cuda"

@@ -1,0 +1,267 @@
+"""What the bindings refuse: no shape, type or size from Python may reach a kernel that does not expect it."""
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.sparse.operands import Geometry, _native
+
+INT_MAX = 2**31 - 1
+SIZES = Geometry(batch=3, in_channels=4, out_channels=8, size=(6, 5))
+FORWARD: dict[str, Any] = {
+    "geometry": SIZES.native, "input": torch.ones(SIZES.input), "weight": torch.ones(SIZES.weight),
+    "bias": torch.ones(8), "output": torch.ones(SIZES.output), "weight_choice": (9, 0.0, False),
+    "input_choice": (9, 0.0, False), "for_grad_input": True, "threads": 2,
+}  # fmt: skip
+X = torch.ones(2, 3, 3, 3)
+BITS = torch.ones(2, 4, dtype=torch.uint8)  # one for each of 27 entries of two channels
+PLACES = torch.ones(2, 3, 3, 3, dtype=torch.uint8)
+
+
+def backward(**arguments: Any) -> None:
+    _native.Convolution(**FORWARD).backward(**arguments)
+
+
+# Calls that are right, to be spoilt in one argument at a time.
+CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
+    "Geometry": (
+        _native.Geometry,
+        {"input": (4, 6, 5, 3), "weight": (8, 4, 3, 3), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)},
+    ),
+    "Convolution": (_native.Convolution, FORWARD),
+    "backward": (
+        backward,
+        {"grad_output": torch.ones(SIZES.output), "addend": torch.ones(SIZES.samples),
+         "grad_input": torch.ones(SIZES.input), "grad_weight": torch.ones(SIZES.weight), "threads": 2},
+    ),
+    "top_k_threshold": (_native.top_k_threshold, {"x": torch.ones(7), "k": 3, "threads": 2}),
+    "batch_norm": (
+        _native.batch_norm,
+        {"x": X, "of_batch": True, "mean": torch.ones(2), "variance": torch.ones(2), "running_mean": torch.ones(2),
+         "running_variance": torch.ones(2), "momentum": 0.1, "epsilon": 1e-5,
+         "weight": torch.ones(2), "bias": torch.ones(2), "residual": X, "relu": True, "y": X.clone(), "positive": BITS,
+         "threads": 2},
+    ),
+    "batch_norm_backward": (
+        _native.batch_norm_backward,
+        {"grad_y": X, "x": X, "positive": BITS, "mean": torch.ones(2), "variance": torch.ones(2), "epsilon": 1e-5,
+         "weight": torch.ones(2), "grad_x": X.clone(), "grad_weight": torch.ones(2), "grad_bias": torch.ones(2),
+         "grad_residual": X.clone(), "threads": 2},
+    ),
+    "max_pool": (
+        _native.max_pool,
+        {"x": X, "size": 1, "relu": True, "y": X.clone(), "place": PLACES, "threads": 2},
+    ),
+    "max_pool_backward": (
+        _native.max_pool_backward,
+        {"grad_y": X, "place": PLACES, "size": 1, "grad_x": X.clone(), "threads": 2},
+    ),
+}  # fmt: skip
+ARGUMENTS = [(call, name) for call, (_, good) in CALLS.items() for name in good]
+
+
+def call(name: str, **spoilt: Any) -> object:
+    function, good = CALLS[name]
+    return function(**(good | spoilt))
+
+
+def refuses(name: str, **spoilt: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        call(name, **spoilt)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_calls_are_right_but_for_what_is_spoilt(name: str) -> None:
+    call(name)
+
+
+@pytest.mark.parametrize(("name", "argument"), [a for a in ARGUMENTS if isinstance(CALLS[a[0]][1][a[1]], Tensor)])
+def test_a_tensor_of_another_kind_or_shape_is_refused(name: str, argument: str) -> None:
+    good: Tensor = CALLS[name][1][argument]
+    others = [good.double(), good.int(), good.to("meta"), good.tolist(), good.to_sparse(), 1.0, "x"]
+    others += [good.float()] if good.dtype == torch.uint8 else [good.byte()]
+    others += [good.new_ones(*good.shape[:-1], 2 * good.shape[-1])[..., ::2]]  # strided
+    if name != "top_k_threshold":  # which takes any shape
+        others += [good[None], good[0], good.new_empty(0), good.expand(2, *good.shape)]
+        for dim in range(good.dim()):
+            for change in (1, -1):
+                others.append(good.new_ones([size + change * (d == dim) for d, size in enumerate(good.shape)]))
+    if good.dim() == 4:
+        others.append(good.to(memory_format=torch.channels_last))
+    for other in others:
+        refuses(name, **{argument: other})
+
+
+@pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
+def test_nonsense_is_refused(name: str, argument: str) -> None:
+    for nonsense in ("x", object(), [None], 1 + 1j, b"", {}):
+        refuses(name, **{argument: nonsense})
+
+
+@pytest.mark.parametrize("k", [-1, 4 * 6 * 5 * 3 + 1, 2**40, 2**70, 1.5, math.nan, None])
+def test_a_k_that_no_tensor_has_is_refused(k: Any) -> None:
+    refuses("top_k_threshold", k=k)
+    refuses("Convolution", weight_choice=(k, 0.0, False))
+    refuses("Convolution", input_choice=(k, 0.0, False))
+    refuses("Convolution", input_choice=(k, 0.0, True))
+
+
+@pytest.mark.parametrize(
+    "choice", [(), (1,), (1, 0.0), (1, 0.0, False, 1), (1, "0", False), (1, None, False), (1, 0.0, "x"), 1]
+)
+def test_a_choice_is_a_count_a_threshold_and_a_truth(choice: Any) -> None:
+    refuses("Convolution", weight_choice=choice)
+    refuses("Convolution", input_choice=choice)
+
+
+def with_side(shape: tuple[int, ...], place: int, side: int) -> tuple[int, ...]:
+    return (*shape[:place], side, *shape[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        *({argument: (value, value)} for argument in ("stride", "dilation") for value in (0, -1, -INT_MAX, 2**31, 1.5)),
+        *({"padding": (value, 0)} for value in (-1, -INT_MAX, 2**31, 0.5)),
+        *({argument: value} for argument in ("stride", "padding", "dilation") for value in ((), (1,), (1, 1, 1), 1)),
+        *({"input": with_side((4, 6, 5, 3), i, bad)} for i in range(4) for bad in (0, -1, 2**31)),
+        *({"weight": with_side((8, 4, 3, 3), i, bad)} for i in range(4) for bad in (0, -1, 2**31)),
+        {"input": (4, 6, 5)},
+        {"weight": (8, 4, 3)},
+        {"weight": (8, 3, 3, 3)},  # other channels than the input's
+        {"weight": (8, 4, 7, 3)},  # larger than the input
+        {"dilation": (1, 3)},
+        {"dilation": (INT_MAX, INT_MAX)},
+        # What would overflow an int, or take more memory than there is, on its way to a result of a few numbers.
+        {"padding": (INT_MAX, 0), "stride": (2**30, 1)},
+        {"padding": (2**30, 2**30), "stride": (2**30, 2**30)},
+        {"padding": (2**30, 2**30), "dilation": (2**30, 2**30)},
+        {"padding": (0, 2**25), "dilation": (1, 2**25), "stride": (1, 2**25)},
+        {"stride": (2**15, 2**15)},
+        {"stride": (INT_MAX, INT_MAX)},
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_convolution_are_refused(sizes: dict[str, Any]) -> None:
+    refuses("Geometry", **sizes)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_kernel_that_spans_more_memory_than_an_offset_can_is_refused(side: int) -> None:
+    def along(value: int, other: int) -> tuple[int, int]:
+        return (other, value) if side else (value, other)
+
+    reach = 2**23
+    wide = Geometry(64, 64, 1, (3, 3), along(2, 1), along(2**20, 1), along(reach, 0), along(reach, 1))
+    refuses(
+        "Convolution",
+        geometry=wide.native,
+        input=torch.ones(wide.input),
+        weight=torch.ones(wide.weight),
+        bias=None,
+        output=torch.ones(wide.output),
+    )
+
+
+@pytest.mark.parametrize("threads", [0, -1, -INT_MAX, INT_MAX])
+def test_any_number_of_threads_does(threads: int) -> None:
+    outputs = []
+    for count in (1, threads):
+        output = torch.full(SIZES.output, math.nan)
+        call("Convolution", output=output, threads=count)
+        outputs.append(output)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=0)
+
+
+def test_what_was_not_packed_has_no_gradient() -> None:
+    gradients = CALLS["backward"][1]
+    for packed, wanted in (({"for_grad_input": False}, "grad_input"), ({"input_choice": None}, "grad_weight")):
+        convolution = _native.Convolution(**(FORWARD | packed))
+        with pytest.raises(ValueError, match="packed"):
+            convolution.backward(**gradients)
+        others = {"grad_input": None, "grad_weight": None, "addend": None} | {wanted: gradients[wanted]}
+        with pytest.raises(ValueError, match="packed"):
+            convolution.backward(**(gradients | others))
+        convolution.backward(**(gradients | {wanted: None}))
+
+
+def test_a_backward_pass_can_be_repeated() -> None:
+    convolution = _native.Convolution(**FORWARD)
+    results = []
+    for _ in range(2):
+        gradients = {"grad_input": torch.full(SIZES.input, math.nan), "grad_weight": torch.full(SIZES.weight, math.nan)}
+        convolution.backward(**(CALLS["backward"][1] | gradients))
+        results.append(gradients)
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored")
+def test_objects_that_hold_no_convolution_do_nothing() -> None:
+    empty = _native.Convolution.__new__(_native.Convolution)
+    with pytest.raises(TypeError):
+        _ = empty.weight_threshold
+    with pytest.raises(TypeError):
+        empty.backward(**CALLS["backward"][1])
+    with pytest.raises(TypeError):
+        call("Convolution", geometry=_native.Geometry.__new__(_native.Geometry))
+    convolution = _native.Convolution(**FORWARD)
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError):
+            duplicate(convolution)
+
+
+@pytest.mark.parametrize("size", [0, -1, 16, 2**31, 1.5])
+def test_a_pool_has_between_1_and_15_positions_a_side(size: Any) -> None:
+    refuses("max_pool", size=size)
+    refuses("max_pool_backward", size=size)
+
+
+def test_a_pool_without_entries_touches_nothing() -> None:
+    for shape in [(2, 4, 0, 3), (2, 4, 4, 0), (2, 1, 1, 3)]:
+        pooled = shape[0], shape[1] // 2, shape[2] // 2, shape[3]
+        place = torch.empty(pooled, dtype=torch.uint8)
+        call("max_pool", size=2, x=torch.ones(shape), y=torch.ones(pooled), place=place)
+        grad_x = torch.full(shape, math.nan)
+        call("max_pool_backward", size=2, grad_y=torch.ones(pooled), place=place, grad_x=grad_x)
+        assert not grad_x.isnan().any()
+    refuses("max_pool", x=torch.ones(0, 4, 4, 3), y=torch.ones(0, 4, 4, 3), place=torch.ones(0, 4, 4, 3).byte())
+
+
+def test_memory() -> None:
+    for shape in [(), (0,), (3, 0, 2), (1,), (5, 7), (300, 301)]:
+        x = _native.empty(shape)
+        assert (x.shape, x.dtype, x.is_contiguous()) == (torch.Size(shape), torch.float32, True)
+        x.fill_(1.0)
+    refused: list[Any] = [(-1,), (2**62,), (2**31, 2**31, 2**31), (1.5,), "x", None, (2**70,)]
+    for shape in refused:
+        with pytest.raises((ValueError, TypeError)):
+            _native.empty(shape)
+    with pytest.raises(MemoryError):
+        _native.empty((2**50,))
+
+
+def test_memory_in_use_is_nobody_elses() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held: list[tuple[Tensor, int]] = []
+    for value in range(300):
+        x = _native.empty((int(torch.randint(1, 200_000, (), generator=generator)),))
+        held.append((x.fill_(value), value))
+        if len(held) > 10:
+            del held[int(torch.randint(len(held), (), generator=generator))]
+        for tensor, own in held:
+            assert tensor[0] == tensor[-1] == own
+    for tensor, own in held:
+        assert (tensor == own).all()
+
+
+def test_an_unknown_instruction_set_is_refused() -> None:
+    before = _native.isa()
+    with pytest.raises(ValueError, match="this processor has no sse9"):
+        _native.set_isa("sse9")
+    assert _native.isa() == before

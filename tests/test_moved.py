@@ -1,0 +1,55 @@
+"""Names under which modules were known before, among them those in pickled models."""
+
+import pickle
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import zerofl
+from zerofl import sparsify_
+from zerofl.sparse import layers, layout
+
+MOVED = sorted(zerofl._MOVED.items())
+
+
+@pytest.fixture(autouse=True)
+def _not_imported_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, _ in MOVED:
+        monkeypatch.delitem(sys.modules, f"zerofl.{name}", raising=False)
+        monkeypatch.delitem(vars(zerofl), name, raising=False)
+
+
+@pytest.mark.parametrize(("before", "now"), MOVED)
+def test_a_former_module_gives_what_the_new_one_has_and_says_where_it_is(before: str, now: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"^zerofl.{before} is zerofl.{now} now$"):
+        module = __import__(f"zerofl.{before}", fromlist=["x"])
+    expected = __import__(f"zerofl.{now}", fromlist=["x"])
+    public = [name for name in vars(expected) if not name.startswith("_")]
+    assert public
+    assert all(getattr(module, name) is getattr(expected, name) for name in public)
+
+
+def test_it_is_an_attribute_too() -> None:
+    with pytest.warns(DeprecationWarning, match="zerofl.sparse.layers now"):
+        assert zerofl.layers.sparsify_ is sparsify_
+    with pytest.raises(AttributeError, match="^module 'zerofl' has no attribute 'layer'$"):
+        zerofl.layer  # noqa: B018
+
+
+def test_a_model_that_was_pickled_before_is_loaded() -> None:
+    """As 0.1.0 wrote it: its classes were in zerofl.layers and zerofl.innermost."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    sparsify_(model, 0.5, layers=["2"])
+    classes = {layers.SparseConv2d: "zerofl.layers", layout.Conv2d: "zerofl.innermost"}
+    assert classes.keys() <= {type(module) for module in model}
+    pickled = pickle.dumps(model, protocol=0)
+    for now, before in (("zerofl.sparse.layers", "zerofl.layers"), ("zerofl.sparse.layout", "zerofl.innermost")):
+        assert f"c{now}\n".encode() in pickled
+        pickled = pickled.replace(f"c{now}\n".encode(), f"c{before}\n".encode())
+    expected = model(torch.arange(3 * 36.0).view(1, 3, 6, 6).sin())
+    with pytest.warns(DeprecationWarning, match="zerofl.layers is zerofl.sparse.layers now"):
+        loaded = pickle.loads(pickled)
+    assert [type(module) for module in loaded] == [type(module) for module in model]
+    assert torch.equal(loaded(torch.arange(3 * 36.0).view(1, 3, 6, 6).sin()), expected)
