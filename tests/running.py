@@ -8,10 +8,12 @@ import safetensors.torch
 from flwr.clientapp import ClientApp
 
 from zerofl.experiment import Experiment
+from zerofl.fl.records import ClientRecord, RoundRecord
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import ENGINES, run_in_process
 from zerofl.flower.server_app import server_app
-from zerofl.run.folder import open_run, read_lines
+from zerofl.run.folder import read_lines
+from zerofl.run.resume import open_run
 
 
 def experiment_of(root: Path, **values: Any) -> Experiment:
@@ -31,12 +33,24 @@ def run(experiment: Experiment, directory: Path, client: ClientApp = client_app,
 def run_until(experiment: Experiment, directory: Path, round: int) -> None:
     """Start a run or go on with it, and interrupt it after a round."""
 
-    def stop(record: dict[str, Any]) -> None:
-        if record["round"] == round:
+    def stop(record: RoundRecord) -> None:
+        if record.round == round:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_in_process(server_app(experiment, directory, open_run(directory, experiment), stop), client_app, experiment)
+
+
+def round_record(round: int, **values: Any) -> RoundRecord:
+    figures: dict[str, Any] = {
+        "lr": 0.1, "clients": [], "failures": [], "uplink_bytes": 0, "downlink_bytes": 0, "nonzero_ratio": {},
+        "seconds": 1.0,
+    }  # fmt: skip
+    return RoundRecord(round=round, **(figures | values))
+
+
+def client_record(round: int, client: int, examples: int) -> ClientRecord:
+    return ClientRecord(round=round, client=client, uplink_bytes=1, examples=examples, train_seconds=1.0)
 
 
 def model_bytes(directory: Path) -> bytes:

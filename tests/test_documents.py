@@ -259,7 +259,7 @@ def test_the_readmes_own_file_runs(
     small = {"clients": 4, "clients_per_round": 2, "width": 4, "rounds": 1, "threads": 1}
     settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
     assert main(["run", str(own_file), "--root", str(cifar_root), *settings]) == 0
-    assert read_summary(tmp_path / "runs" / "file" / "zerofl")["rounds"] == 1
+    assert read_summary(tmp_path / "runs" / "file" / "zerofl").rounds == 1
 
 
 def test_the_readmes_python_runs(cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +300,7 @@ def test_the_readmes_flower_app_runs(tmp_path: Path) -> None:
     server = play.start("", superlink, tmp_path, env, tmp_path / "superlink.log")
     try:
         subprocess.run(["bash", "-ec", f"{command} --stream"], cwd=ROOT, env=env, check=True, timeout=180)
-        assert read_summary(tmp_path / "runs" / "run")["updates"] == 2
+        assert read_summary(tmp_path / "runs" / "run").updates == 2
     finally:
         play.stop(server)
 

@@ -1,10 +1,14 @@
-"""What to install for the optional parts of the package."""
+"""What goes wrong: the base of the package's own errors, and what to install where something is missing."""
 
 import re
 from importlib.metadata import requires
 
 DISTRIBUTION = "zerofl-torch"
 """The name under which this package is installed. On the package index `zerofl` is somebody else's."""
+
+
+class ZeroFLError(Exception):
+    """Something that cannot be done as it was asked for; the message says what, what was expected, and the fix."""
 
 
 def install_hint(extra: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from zerofl.data import DATASETS, PARTITIONS
 from zerofl.data.partition import ALPHAS, LEAST_ALPHA, MOST_ALPHA
+from zerofl.errors import ZeroFLError
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
@@ -20,7 +21,7 @@ PRECISIONS = ("float32", "bfloat16")
 MOST_THREADS = 1024
 
 
-class ExperimentError(ValueError):
+class ExperimentError(ZeroFLError, ValueError):
     """An experiment file, key or value that cannot be used; the message names it and what would be valid."""
 
 

@@ -4,9 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.running import client_record
 from zerofl.bench import uplink
 from zerofl.cli import main
-from zerofl.exchange.uplink import Update, sparsified
+from zerofl.exchange.update import Update, sparsified
+from zerofl.fl.client import Trained
+from zerofl.fl.server import ServerState
 
 
 def test_ten_updates_are_averaged_in_less_than_three_models_of_memory() -> None:
@@ -31,7 +34,9 @@ def test_bench_uplink_writes_a_row_for_each_combination(
         return {"w": w, "b": b, "n": torch.tensor(n)}
 
     received, trained = state(1), state(2)
-    monkeypatch.setattr(uplink, "_train_client", lambda experiment: (received, trained, ["w"], 1.0))
+    record = client_record(1, 0, 30)
+    monkeypatch.setattr(uplink, "initial_state", lambda experiment, dataset: ServerState(received, {}))
+    monkeypatch.setattr(uplink, "train_locally", lambda *_, round, client: Trained(trained, ["w"], record))
     assert main(["bench", "uplink", "--json", str(tmp_path / "uplink.json")]) == 0
     assert "top_k_weights_diff" in capsys.readouterr().out
     rows = json.loads((tmp_path / "uplink.json").read_text())["rows"]

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.running import run_until
-from zerofl import cli
 from zerofl.bench.step import ISAS, SHAPES
-from zerofl.cli import INTERRUPTED, main
+from zerofl.cli import bench, data, main
+from zerofl.cli.importing import INTERRUPTED
 from zerofl.data import DATASETS, PARTITIONS
 from zerofl.data.fetch import HUB
-from zerofl.run.folder import CHECKPOINT, load_checkpoint, locked, read_lines, read_summary, save_checkpoint
+from zerofl.run.checkpoint import load_checkpoint, save_checkpoint
+from zerofl.run.files import CHECKPOINT
+from zerofl.run.folder import read_lines, read_summary
+from zerofl.run.resume import locked
 from zerofl.run.sweep import read_sweep
 from zerofl.sparse import kernels
 
@@ -54,7 +57,7 @@ def test_a_file_runs_whole_and_prints_plain_lines_and_a_table(
     assert where == f"results in {tmp_path / 'out'}/"
     for name, row in zip(("full", "sparse"), table, strict=True):
         summary = read_summary(tmp_path / "out" / name)
-        assert row.split()[:3] == [name, f"{summary['test_accuracy']:.1%}", f"{summary['savings']:.1f}x"]
+        assert row.split()[:3] == [name, f"{summary.test_accuracy:.1%}", f"{summary.savings:.1f}x"]
     assert "\x1b" not in printed
 
 
@@ -66,7 +69,7 @@ def test_finished_runs_are_skipped_on_resume_and_kept_otherwise(
     assert not (tmp_path / "out" / "full").exists()
     before = (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text()
     assert main(arguments) == 2
-    assert "holds a run already: go on with --resume" in capsys.readouterr().err
+    assert "holds a run already: resume it with --resume" in capsys.readouterr().err
     assert main([*arguments, "--resume"]) == 0
     assert "sparse: finished before" in capsys.readouterr().out
     assert (tmp_path / "out" / "sparse" / "rounds.jsonl").read_text() == before
@@ -221,7 +224,7 @@ def test_a_run_goes_on_without_its_reader(
         monkeypatch.setattr(sys, "stdout", stream)
         assert main(["run", file, "--out", str(tmp_path / "out")]) == 0
     assert (tmp_path / "out" / "sparse" / "summary.json").exists()
-    told = "zerofl: the output can no longer be written (Broken pipe); the run goes on, with its results in"
+    told = "zerofl: the output can no longer be written (Broken pipe); the run continues, with its results in"
     assert capsys.readouterr().err.count(told) == 1
 
 
@@ -235,7 +238,7 @@ def test_a_terminal_of_ascii_gets_the_table(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("arguments", "interrupted"),
     [
-        (["run", "demo"], "zerofl.fl.train.check_fits"),
+        (["run", "demo"], "zerofl.run.preflight.check_fits"),
         (["report", "runs"], "zerofl.report.collect.collect"),
         (["data", "check", "mnist5k"], "zerofl.data.check.check_dataset"),
         (["data", "fetch", "cifar10", "--root", "data"], "zerofl.data.fetch.fetch"),
@@ -288,8 +291,8 @@ main({arguments})
 
 
 def test_the_choices_are_those_there_are() -> None:
-    assert set(cli.DATASETS) == set(DATASETS)
-    assert set(cli.FETCHED) == set(HUB)
-    assert {*cli.PARTITIONS, "node"} == set(PARTITIONS)
-    assert set(cli.BENCH_MODELS) == set(SHAPES)
-    assert set(cli.BENCH_ISAS) == set(ISAS)
+    assert set(data.DATASETS) == set(DATASETS)
+    assert set(data.FETCHED) == set(HUB)
+    assert {*data.PARTITIONS, "node"} == set(PARTITIONS)
+    assert set(bench.BENCH_MODELS) == set(SHAPES)
+    assert set(bench.BENCH_ISAS) == set(ISAS)

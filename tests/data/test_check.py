@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.data import hub_data
 from zerofl.cli import main
+from zerofl.cli.tables import client_tables
 from zerofl.data import DATASETS, Dataset, Split, client_indices, femnist, load_dataset
 from zerofl.data.check import (
     PUBLISHED,
@@ -25,7 +26,6 @@ from zerofl.data.check import (
     report,
 )
 from zerofl.data.dataset import checksum
-from zerofl.data.tables import client_tables
 from zerofl.run.console import Output
 
 

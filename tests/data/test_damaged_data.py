@@ -34,10 +34,10 @@ from zerofl.data.femnist import load_femnist
 from zerofl.data.partition import validation_split
 from zerofl.data.speech import load_speech_commands_by_speaker
 from zerofl.experiment import Experiment, ExperimentError
-from zerofl.fl.train import check_fits
+from zerofl.fl.server import RoundError
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.server_app import RoundError
 from zerofl.run.folder import read_lines
+from zerofl.run.preflight import check_fits
 
 
 class Form(NamedTuple):

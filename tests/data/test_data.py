@@ -18,7 +18,8 @@ from zerofl.data.cifar10 import CLASSES, load_cifar10
 from zerofl.data.femnist import load_femnist
 from zerofl.data.mnist5k import load_mnist5k
 from zerofl.experiment import Experiment, ExperimentError
-from zerofl.fl.train import check_fits, empty_model, train
+from zerofl.fl.train import empty_model, train
+from zerofl.run.preflight import check_fits
 
 
 def test_mnist5k_is_5000_real_images_split_by_class() -> None:

@@ -70,6 +70,16 @@ def test_parts_labels_silence_and_speakers(speech_root: Path) -> None:
         torch.testing.assert_close(images.std((0, 1, 3)), torch.ones(32), atol=1e-4, rtol=0)
 
 
+def test_it_says_how_far_it_has_come(
+    speech_root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZEROFL_CACHE", str(speech_root / "nothing is cached here"))
+    with caplog.at_level("INFO", "zerofl.data"):
+        dataset = load_speech_commands(str(speech_root))
+    total = len(dataset.train.labels)
+    assert f"MFCC of the training part: 0 of {total} sounds" in caplog.messages
+
+
 def test_no_speaker_is_in_both_parts_of_the_split_by_speaker(speech_root: Path) -> None:
     dataset = load_speech_commands_by_speaker(str(speech_root))
     in_test = {s for s in SPEAKERS if int(hashlib.md5(s.encode()).hexdigest(), 16) % 5 == 0}

@@ -11,13 +11,13 @@ import torch
 
 from zerofl.data.disk_cache import cached
 from zerofl.data.temporary import folder_beside
-from zerofl.run.folder import _replacing, write_atomically
+from zerofl.run.files import replacing, write_atomically
 
 
 def test_two_processes_write_one_file_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second begins and ends while the first is at it: the file is whole at any time, and the later one's."""
     path = tmp_path / "sweep.toml"
-    with _replacing(path) as first:
+    with replacing(path) as first:
         first.write_bytes(b"first")
         with monkeypatch.context() as second:
             second.setattr(os, "getpid", os.getppid)  # another living process

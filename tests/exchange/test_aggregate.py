@@ -5,41 +5,51 @@ import math
 import pytest
 import torch
 
-from zerofl.exchange.aggregate import Average, ServerOptimizer, fedadam, fedavg, nonzero_ratio
-from zerofl.exchange.uplink import UPLINKS, State, Update, make_update, sparsified
+from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, nonzero_ratio
+from zerofl.exchange.update import State, Update, sparsified
+from zerofl.exchange.uplink import UPLINKS, make_update
 from zerofl.exchange.wire import decode, encode, schema_of
 from zerofl.experiment import SERVER_OPTIMIZERS
 
 
 def test_weights_are_averaged_by_samples_and_absent_entries_count_as_zero() -> None:
-    average = Average({"w": torch.tensor([9.0, 9.0, 9.0])})
-    average.add(Update(False, {"w": sparsified(torch.tensor([4.0, 0.0, 1.0]))}), num_examples=1)
-    average.add(Update(False, {"w": torch.tensor([8.0, 4.0, 0.0])}), num_examples=3)
-    assert average.of(adds=False)["w"].tolist() == [(4 + 3 * 8) / 4, 3 * 4 / 4, 1 / 4]
+    received = {"w": torch.tensor([9.0, 9.0, 9.0])}
+    one = Update(False, {"w": sparsified(torch.tensor([4.0, 0.0, 1.0]))})
+    other = Update(False, {"w": torch.tensor([8.0, 4.0, 0.0])})
+    averaged = average(received, [(one, 1), (other, 3)])
+    assert averaged["w"].tolist() == [(4 + 3 * 8) / 4, 3 * 4 / 4, 1 / 4]
 
 
 def test_changes_are_added_and_absent_entries_stay() -> None:
-    average = Average({"w": torch.tensor([9.0, 9.0, 9.0])})
-    average.add(Update(True, {"w": sparsified(torch.tensor([4.0, 0.0, 0.0]))}), num_examples=1)
-    average.add(Update(True, {"w": sparsified(torch.tensor([8.0, 4.0, 0.0]))}), num_examples=3)
-    assert average.of(adds=True)["w"].tolist() == [9 + 7, 9 + 3, 9]
+    received = {"w": torch.tensor([9.0, 9.0, 9.0])}
+    changes = [Update(True, {"w": sparsified(torch.tensor(change))}) for change in ([4.0, 0.0, 0.0], [8.0, 4.0, 0.0])]
+    averaged = average(received, zip(changes, (1, 3), strict=True))
+    assert averaged["w"].tolist() == [9 + 7, 9 + 3, 9]
+    assert received["w"].tolist() == [9, 9, 9]
+
+
+def test_without_an_update_nothing_changes() -> None:
+    received = {"w": torch.tensor([9.0, 9.0, 9.0])}
+    assert average(received, []) == received
+
+
+def test_weights_and_changes_do_not_mix() -> None:
+    updates = [(Update(adds, {"w": torch.tensor([1.0])}), 1) for adds in (True, False)]
+    with pytest.raises(ValueError, match="some updates hold weights and others changes"):
+        average({"w": torch.tensor([9.0])}, updates)
 
 
 @pytest.mark.parametrize("adds", [False, True])
 def test_integer_counters_are_averaged_and_stay_integers(adds: bool) -> None:
-    average = Average({"n": torch.tensor(10)})
-    for count, examples in ((3, 1), (6, 3)):
-        average.add(Update(adds, {"n": torch.tensor(count)}), examples)
-    n = average.of(adds)["n"]  # 21 / 4 = 5.25
+    updates = [(Update(adds, {"n": torch.tensor(count)}), examples) for count, examples in ((3, 1), (6, 3))]
+    n = average({"n": torch.tensor(10)}, updates)["n"]  # 21 / 4 = 5.25
     assert (n.dtype, n.item()) == (torch.int64, 5)
 
 
 def test_the_largest_floats_do_not_overflow() -> None:
     largest = torch.finfo(torch.float32).max
-    average = Average({"w": torch.tensor([0.0])})
-    for _ in range(3):
-        average.add(Update(False, {"w": torch.tensor([largest])}), 2**32 - 1)
-    assert average.of(adds=False)["w"].item() == largest
+    updates = [(Update(False, {"w": torch.tensor([largest])}), 2**32 - 1)] * 3
+    assert average({"w": torch.tensor([0.0])}, updates)["w"].item() == largest
 
 
 def test_fedadam_leaves_buffers_and_counters_to_the_average() -> None:
@@ -127,15 +137,15 @@ def test_two_rounds_over_the_wire_equal_hand_arithmetic(uplink: str, server: str
     optimizer: ServerOptimizer = fedavg() if server == "fedavg" else fedadam(["w", "b"], **ADAM)
     optimizer_state = optimizer.init(state)
     for round in (1, 2):
-        average = Average(state)
+        updates = []
         for client, samples in enumerate(SAMPLES):
             trained = {
                 "w": state["w"] + torch.tensor(CHANGES[round, client]).view(2, 2),
                 "b": state["b"] + BIAS_CHANGE[round, client],
             }
             update = make_update(uplink, state, trained, ["w"], sparsity=0.5, mask_ratio=0.0)
-            average.add(decode(encode(update, schema), schema), samples)
-        state, optimizer_state = optimizer.step(state, average.of(UPLINKS[uplink].adds), optimizer_state)
+            updates.append((decode(encode(update, schema), schema), samples))
+        state, optimizer_state = optimizer.step(state, average(state, updates), optimizer_state)
     w, b = rounds_by_hand(uplink, server)
     torch.testing.assert_close(state["w"], torch.tensor(w).view(2, 2))
     torch.testing.assert_close(state["b"], torch.tensor([b]))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerofl.exchange.overlap import MaskCounts
-from zerofl.exchange.uplink import Sparse, Update, sparsified
+from zerofl.exchange.update import Sparse, Update, sparsified
 
 
 def update(mask: np.ndarray) -> Update:

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from zerofl.exchange.uplink import UPLINKS, Sparse, Update, make_update, sparsified
+from zerofl.exchange.update import Sparse, Update, sparsified
+from zerofl.exchange.uplink import UPLINKS, make_update
 from zerofl.sparse.topk import count_top_k
 
 RECEIVED = {"w": torch.tensor([[5.0, 1.0, 0.0], [-3.0, 2.0, 4.0]]), "b": torch.tensor([1.0]), "n": torch.tensor(3)}

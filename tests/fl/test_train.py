@@ -6,7 +6,8 @@ import torch
 
 from zerofl.data import Dataset, load_dataset
 from zerofl.experiment import Experiment, ExperimentError
-from zerofl.fl.train import check_fits, empty_model, evaluate, initial_model, learning_rate, train
+from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate, train
+from zerofl.run.preflight import check_fits
 from zerofl.sparse.layers import SparseConv2d, sparse_layers
 
 

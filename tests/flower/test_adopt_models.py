@@ -14,7 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
 from torch import nn
 
-from zerofl.exchange.uplink import UPLINKS, Sparse, make_update, tied
+from zerofl.exchange.update import Sparse
+from zerofl.exchange.uplink import UPLINKS, make_update, tied
 from zerofl.exchange.wire import VALUES, decode, encode, schema_of
 from zerofl.flower import SparseUplink, uplink_mod
 from zerofl.flower.engines import InProcessGrid

@@ -12,11 +12,13 @@ from flwr.clientapp import ClientApp
 from tests.running import experiment_of, model_bytes, run, without_times
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.experiment import Experiment
+from zerofl.fl.server import RoundError
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import FIRST_CLIENT_NODE_ID, EngineError, InProcessGrid
-from zerofl.flower.messages import read_payload, train_reply
-from zerofl.flower.server_app import RoundError, _wait_for_nodes, nodes_by_client, serve
-from zerofl.run.folder import open_run, read_lines, read_summary
+from zerofl.flower.messages import payload_record, read_payload
+from zerofl.flower.server_app import nodes_by_client, serve, wait_for_nodes
+from zerofl.run.folder import read_lines, read_summary
+from zerofl.run.resume import open_run
 
 Misbehaviour = Callable[[Message, Message], Message]
 
@@ -38,16 +40,21 @@ def crash(message: Message, reply: Message) -> Message:
     raise MemoryError("out of memory")
 
 
+def reply_of(payload: bytes, examples: int | float, figure: float = 1.0) -> RecordDict:
+    metrics = MetricRecord({"num-examples": examples, "train_loss": figure, "train_seconds": figure})
+    return RecordDict({"update": payload_record(payload), "metrics": metrics})
+
+
 def with_payload(change: Callable[[bytes], bytes]) -> Misbehaviour:
     return lambda message, reply: Message(
-        train_reply(change(read_payload(reply)), {"num-examples": 10, "train_loss": 1.0, "train_seconds": 1.0}),
+        reply_of(change(read_payload(reply)), 10),
         reply_to=message,
     )
 
 
 def with_examples(examples: int | float) -> Misbehaviour:
     return lambda message, reply: Message(
-        train_reply(read_payload(reply), {"num-examples": examples, "train_loss": 1.0, "train_seconds": 1.0}),
+        reply_of(read_payload(reply), examples),
         reply_to=message,
     )
 
@@ -107,12 +114,12 @@ def test_a_bad_client_is_named_and_left_out(name: str, cifar_root: Path, tmp_pat
     assert [failure["client"] for failure in record["failures"]] == [1, 3]
     assert all(cause in failure["cause"] for failure in record["failures"])
     summary = read_summary(tmp_path / "run")
-    assert summary["failures"] == 2
+    assert summary.failures == 2
     # What was refused has its own count: the figures of an update are those of the three that were used.
     used = [c["uplink_bytes"] for c in read_lines(tmp_path / "run" / "clients.jsonl")]
-    assert record["uplink_bytes"] == summary["uplink_bytes"] == sum(used)
-    assert summary["savings"] == pytest.approx(3 * summary["full_model_bytes"] / sum(used))
-    assert record["refused_bytes"] == summary["refused_bytes"]
+    assert record["uplink_bytes"] == summary.uplink_bytes == sum(used)
+    assert summary.savings == pytest.approx(3 * summary.full_model_bytes / sum(used))
+    assert record["refused_bytes"] == summary.refused_bytes
     if name == "garbage":
         assert record["refused_bytes"] == 2 * 700
     if name == "crash":
@@ -182,7 +189,7 @@ def test_the_order_in_which_replies_arrive_does_not_matter(cifar_root: Path, tmp
 @pytest.mark.parametrize("figure", [1e308, math.inf, math.nan, -1.0])
 def test_absurd_figures_beside_a_good_update_are_not_taken(figure: float, cifar_root: Path, tmp_path: Path) -> None:
     def lie(message: Message, reply: Message) -> Message:
-        content = train_reply(read_payload(reply), {"num-examples": 10, "train_loss": figure, "train_seconds": figure})
+        content = reply_of(read_payload(reply), 10, figure)
         return Message(content, reply_to=message)
 
     run(experiment_of(cifar_root, rounds=1, clients_per_round=5), tmp_path / "run", misbehaving({1, 3}, lie))
@@ -191,7 +198,7 @@ def test_absurd_figures_beside_a_good_update_are_not_taken(figure: float, cifar_
     assert (clients[1]["train_loss"], clients[3]["train_seconds"]) == (None, None)
     honest = [clients[client]["train_loss"] for client in (0, 2, 4)]
     assert record["train_loss"] == pytest.approx(sum(honest) / 3)
-    assert read_summary(tmp_path / "run")["train_seconds"] == sum(clients[c]["train_seconds"] for c in (0, 2, 4))
+    assert read_summary(tmp_path / "run").train_seconds == sum(clients[c]["train_seconds"] for c in (0, 2, 4))
 
 
 @pytest.mark.parametrize("accuracy", [1e308, 50.0, -0.1])
@@ -275,7 +282,7 @@ def test_nodes_that_are_missing_are_told_within_seconds(
 
     monkeypatch.setattr("zerofl.flower.server_app.time", clock)
     experiment = Experiment(clients=10, clients_per_round=5)
-    nodes = _wait_for_nodes(Late(client_app, 10), experiment)
+    nodes = wait_for_nodes(Late(client_app, 10), experiment)
     assert list(nodes) == list(range(10))
     words = [record.getMessage() for record in caplog.records if "waiting for nodes" in record.getMessage()]
     assert (
@@ -291,7 +298,7 @@ def test_nodes_that_are_missing_are_told_within_seconds(
 
 def test_nodes_that_come_soon_are_no_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr("zerofl.flower.server_app.time", Clock())
-    _wait_for_nodes(InProcessGrid(client_app, 10), Experiment(clients=10))
+    wait_for_nodes(InProcessGrid(client_app, 10), Experiment(clients=10))
     assert "waiting for nodes" not in caplog.text
 
 

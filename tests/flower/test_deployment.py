@@ -122,7 +122,7 @@ def test_the_page_is_played_and_ends_in_the_weights_of_one_process(
     assert json.JSONDecoder().raw_decode(listed)[0]["runs"][0]["status"] == "finished:completed"
     assert deployment.played == {*deployment.commands}, "a command of the page that is not played"
     directory = deployment.folder / "runs" / "run"
-    assert read_summary(directory)["failures"] == 0
+    assert read_summary(directory).failures == 0
     experiment = read_experiment(directory)
     assert (experiment.rounds, experiment.clients_per_round, experiment.threads) == (2, 2, 1)
     assert model_bytes(directory) == model_bytes(run(experiment, tmp_path / "in-process"))

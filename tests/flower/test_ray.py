@@ -14,9 +14,11 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from tests.running import experiment_of, model_bytes, run, run_until, without_times
-from zerofl.cli import INTERRUPTED, TERMINATED
+from zerofl.cli.importing import INTERRUPTED, TERMINATED
 from zerofl.flower.client_app import app as client_app
-from zerofl.run.folder import CHECKPOINT, load_checkpoint, read_lines
+from zerofl.run.checkpoint import load_checkpoint
+from zerofl.run.files import CHECKPOINT
+from zerofl.run.folder import read_lines
 
 pytest.importorskip("ray")
 
@@ -98,7 +100,7 @@ def test_an_interrupted_run_is_gone_and_goes_on_as_if_nothing_had_happened(
         process.send_signal(number)
         _, said = process.communicate()
     assert process.returncode == status
-    assert "zerofl: interrupted; go on with: " in said
+    assert "zerofl: interrupted; resume with: " in said
     assert not [line for line in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
                 .stdout.splitlines() if str(ray_folder) in line]  # fmt: skip
     done = len(read_lines(out / "run" / "rounds.jsonl"))

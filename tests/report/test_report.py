@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -16,10 +17,12 @@ import tomli_w
 import torch
 from matplotlib.axes import Axes
 
+from tests.running import round_record
 from zerofl.cli import main
 from zerofl.data import DATASETS, femnist, load_dataset, speech
 from zerofl.exchange.wire import schema_of
 from zerofl.experiment import Experiment
+from zerofl.fl.records import RoundRecord, Summary, savings
 from zerofl.models import build_model
 from zerofl.report.cells import Beside, Table, as_csv, lines_of, markdown
 from zerofl.report.collect import collect
@@ -29,7 +32,9 @@ from zerofl.report.page import write_report
 from zerofl.report.paper_bytes import PAPER_MB
 from zerofl.report.sizes import SHAPES, counted_bytes
 from zerofl.report.tables import paper_table, row_table, settings_table, tables, time_table, traffic_table
-from zerofl.run.folder import ResultsError, read_experiment, read_summary, save_snapshot
+from zerofl.run.checkpoint import save_snapshot
+from zerofl.run.files import ResultsError
+from zerofl.run.folder import read_experiment, read_summary
 from zerofl.run.sweep import METRICS, read_sweep
 
 SWEEP = """# What this reproduces,
@@ -70,37 +75,35 @@ def write_sweep(directory: Path, text: str = SWEEP, unfinished: str = "") -> Pat
             (folder / "experiment.toml").write_text(tomli_w.dumps(vars(e)))
             rounds = range(1, 3 if row.name == unfinished else 5)
             records = [record_of(row.name, e.seed, round, e.uplink) for round in rounds]
-            (folder / "rounds.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            (folder / "rounds.jsonl").write_text("".join(json.dumps(record.to_json()) + "\n" for record in records))
             if row.name != unfinished:
-                (folder / "summary.json").write_text(
-                    json.dumps({"name": e.name, "rounds": 4} | summary_of(row.name, e.seed))
-                )
+                (folder / "summary.json").write_text(json.dumps(summary_of(row.name, e).to_json()))
             for round in (2, 4):
                 weights = {layer: torch.tensor([1.0, 2.0, 0.0, 3.0 * (round == 4)]) for layer in LAYERS}
                 save_snapshot(folder, round, weights)
     return directory
 
 
-def record_of(row: str, seed: int, round: int, uplink: str) -> dict[str, Any]:
-    return {
-        "round": round, "train_loss": 2.0 / round, "test_accuracy": accuracy(row, seed, round), "examples": 4000,
-        "train_seconds": SECONDS.get(row, 1.0), "train_cpu_seconds": 1.5 * SECONDS.get(row, 1.0),
-        "realised_sparsity": 0.95,
-        "uplink_bytes": 10 * UPLINK_BYTES.get(row, 10_000_000), "refused_bytes": 1_000, "downlink_bytes": 300_000_000,
-        "nonzero_ratio": dict.fromkeys(LAYERS, 0.2),
-        "mask_overlap": {} if uplink == "full" else dict.fromkeys(LAYERS, 0.7),
-    }  # fmt: skip
+def record_of(row: str, seed: int, round: int, uplink: str) -> RoundRecord:
+    return round_record(
+        round, train_loss=2.0 / round, test_accuracy=accuracy(row, seed, round), examples=4000,
+        train_seconds=SECONDS.get(row, 1.0), train_cpu_seconds=1.5 * SECONDS.get(row, 1.0), realised_sparsity=0.95,
+        uplink_bytes=10 * UPLINK_BYTES.get(row, 10_000_000), refused_bytes=1_000, downlink_bytes=300_000_000,
+        nonzero_ratio=dict.fromkeys(LAYERS, 0.2),
+        mask_overlap={} if uplink == "full" else dict.fromkeys(LAYERS, 0.7),
+    )  # fmt: skip
 
 
-def summary_of(row: str, seed: int) -> dict[str, Any]:
-    return {
-        "validation_accuracy": accuracy(row, seed, 4) - 0.1,
-        "test_accuracy": accuracy(row, seed, 4), "best_test_accuracy": accuracy(row, seed, 4) + 0.01,
-        "uplink_bytes": 4 * 10 * UPLINK_BYTES.get(row, 10_000_000), "refused_bytes": 4_000,
-        "downlink_bytes": 4 * 300_000_000, "updates": 40, "full_model_bytes": 44_000_000,
-        "train_seconds": 4 * SECONDS.get(row, 1.0), "threads": 2, "machine": "a machine", "versions": {"torch": "2.13"},
-        "data_sha256": "ab" * 32, "flops_a_sample": {"dense": 3.3e9, "sparse": 0.4e9},
-    }  # fmt: skip
+def summary_of(row: str, e: Experiment) -> Summary:
+    uplink_bytes = 4 * 10 * UPLINK_BYTES.get(row, 10_000_000)
+    return Summary(
+        name=e.name, rounds=4, validation_accuracy=accuracy(row, e.seed, 4) - 0.1,
+        test_accuracy=accuracy(row, e.seed, 4), best_test_accuracy=accuracy(row, e.seed, 4) + 0.01,
+        uplink_bytes=uplink_bytes, refused_bytes=4_000, downlink_bytes=4 * 300_000_000, updates=40,
+        full_model_bytes=44_000_000, savings=savings(44_000_000, 40, uplink_bytes), failures=0, seconds=9.0,
+        train_seconds=4 * SECONDS.get(row, 1.0), threads=2, machine="a machine", versions={"torch": "2.13"},
+        data_sha256="ab" * 32, flops_a_sample={"dense": 3.3e9, "sparse": 0.4e9},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -420,23 +423,23 @@ def test_a_folder_given_twice_is_there_once(sweep: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("summary.json", "{", "summary.json: expected a JSON object, but it is damaged: Expecting"),
-        ("summary.json", "[]", "summary.json: expected a JSON object, but it is damaged: it is list"),
-        ("summary.json", "{}", "summary.json: has no name, expected a text"),
-        ("summary.json", "\xff", "summary.json: expected a JSON object"),
+        ("summary.json", "{", "summary.json: expected the summary of a run, but it is damaged: Expecting"),
+        ("summary.json", "[]", "summary.json: expected the summary of a run, but it is damaged: it is list"),
+        ("summary.json", "{}", "summary.json: expected the summary of a run, but it is damaged: has no name, expected"),
+        ("summary.json", "\xff", "summary.json: expected the summary of a run"),
         ("experiment.toml", "rounds = ", "experiment.toml: expected the settings of a run, but it is damaged"),
         ("experiment.toml", "turns = 3", "experiment.toml: expected the settings of a run, but it is damaged: unknown"),
-        ("rounds.jsonl", "{}\n", "rounds.jsonl, line 1: has no round, expected a whole number"),
+        ("rounds.jsonl", "{}\n", "line 1: expected a record, but it is damaged: has no round, expected a whole number"),
         ("rounds.jsonl", "nothing\n{}\n", "rounds.jsonl, line 1: expected a JSON object, but it is damaged"),
         (
             "rounds.jsonl",
-            '{"round": 1, "examples": 1, "nonzero_ratio": {}, "train_loss": "high"}\n',
-            "rounds.jsonl, line 1: train_loss = 'high': expected a number or null",
+            json.dumps(round_record(1).to_json() | {"train_loss": "high"}),
+            "line 1: expected a record, but it is damaged: train_loss = 'high': expected a number, or null",
         ),
         (
             "rounds.jsonl",
-            '{"round": 1, "examples": 1, "nonzero_ratio": {}, "test_accuracy": NaN}\n',
-            "rounds.jsonl, line 1: test_accuracy = nan: expected a number in [0, 1] or null",
+            json.dumps(round_record(1).to_json() | {"test_accuracy": math.nan}),
+            "line 1: expected a record, but it is damaged: test_accuracy = nan: expected a number in [0, 1], or null",
         ),
         ("snapshots/round-00002.safetensors", "cut", "round-00002.safetensors: expected the kept weights of a round"),
         ("snapshots/round-two.safetensors", "", "round-two.safetensors: expected a name such as"),
@@ -479,11 +482,23 @@ def test_a_layer_without_a_weight_is_shown_empty(sweep: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("rounds.jsonl", lambda s: s[: len(s) // 2], "summary.json: it is of 4 rounds of 'swat-seed1', and the f"),
-        ("rounds.jsonl", lambda s: s.replace('"round": 4', '"round": 3'), "line 4: expected round 4, found round 3"),
-        ("rounds.jsonl", None, "summary.json: it is of 4 rounds of 'swat-seed1', and the folder has 0"),
+        (
+            "rounds.jsonl",
+            lambda s: s[: len(s) // 2],
+            "expected 2 rounds, as the folder has, but it is damaged: it has 4",
+        ),
+        (
+            "rounds.jsonl",
+            lambda s: s.replace('"round": 4', '"round": 3'),
+            "line 4: expected round 4, but it is damaged",
+        ),
+        ("rounds.jsonl", None, "summary.json: expected 0 rounds, as the folder has, but it is damaged: it has 4"),
         ("experiment.toml", None, "swat-seed1 has no experiment.toml"),
-        ("summary.json", lambda s: s.replace("swat-seed1", "dense"), "it is of 4 rounds of 'dense', and the folder"),
+        (
+            "summary.json",
+            lambda s: s.replace("swat-seed1", "dense"),
+            "but it is damaged: it has 4 of 'dense'",
+        ),
         ("summary.json", lambda s: re.sub('"test_accuracy": 0', '"test_accuracy": 43', s), "expected a number in [0"),
     ],
 )
@@ -568,7 +583,7 @@ def test_recorded_runs_sent_models_of_these_shapes() -> None:
         e = read_experiment(folder)
         channels, classes = SHAPES[e.dataset]
         schema = schema_of(build_model(e.model, classes, channels, e.width).state_dict())
-        assert read_summary(folder)["full_model_bytes"] == schema.dense_bytes, folder
+        assert read_summary(folder).full_model_bytes == schema.dense_bytes, folder
 
 
 def test_a_sweep_may_report_validation_accuracy(tmp_path: Path) -> None:

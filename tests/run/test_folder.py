@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.running import experiment_of, run, run_until
+from tests.running import client_record, experiment_of, round_record, run, run_until
 from zerofl.data import dataset_checksum, load_dataset
 from zerofl.experiment import Experiment
 from zerofl.fl.train import initial_model
@@ -19,36 +19,28 @@ from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import InProcessGrid
 from zerofl.flower.server_app import serve
 from zerofl.run import folder
-from zerofl.run.folder import (
-    CHECKPOINT,
-    EXPERIMENT,
-    UNKNOWN,
-    Checkpoint,
-    ResultsError,
-    check_run,
-    load_checkpoint,
-    open_run,
-    save_checkpoint,
-    save_round,
-)
+from zerofl.run.checkpoint import UNKNOWN, Checkpoint, load_checkpoint, read_snapshots, save_checkpoint, save_snapshot
+from zerofl.run.files import CHECKPOINT, EXPERIMENT, ResultsError, write_atomically
+from zerofl.run.folder import save_round
 from zerofl.run.origin import code
+from zerofl.run.resume import check_run, open_run
 from zerofl.sparse import kernels
 
 STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
 MOMENTS = {"m.w": torch.randn(3, 2), "v.w": torch.rand(3, 2)}
 
 
-def record(round: int) -> dict[str, int]:
-    return {"round": round, "uplink_bytes": round * 10, "examples": 2 * 30}
+def line(round: int) -> str:
+    return json.dumps(round_record(round, examples=2 * 30).to_json())
 
 
 def save(directory: Path, round: int) -> None:
-    clients = [{"round": round, "client": client, "num-examples": 30} for client in (1, 2)]
-    save_round(directory, record(round), clients, Checkpoint(round, STATE, MOMENTS, "0123"))
+    clients = [client_record(round, client, 30) for client in (1, 2)]
+    save_round(directory, round_record(round, examples=2 * 30), clients, Checkpoint(round, STATE, MOMENTS, "0123"))
 
 
 def rounds_in(path: Path) -> list[int]:
-    return [line["round"] for line in folder.read_lines(path)]
+    return [record["round"] for record in folder.read_lines(path)]
 
 
 def killed(*_: object) -> None:
@@ -95,7 +87,7 @@ def test_a_round_without_its_checkpoint_is_made_again(tmp_path: Path, monkeypatc
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
     open_run(tmp_path, Experiment())
-    (tmp_path / "rounds.jsonl").write_text(json.dumps(record(1)) + "\n")
+    (tmp_path / "rounds.jsonl").write_text(line(1) + "\n")
     said: list[str] = []
     assert open_run(tmp_path, Experiment(), said.append) is None
     assert said == ["records go up to round 1, without its checkpoint: run again from round 1"]
@@ -108,7 +100,7 @@ def test_what_was_computed_is_not_thrown_away_with_its_checkpoint(left: str, tmp
     open_run(tmp_path, Experiment())
     save(tmp_path, 1)
     save(tmp_path, 2)
-    folder.save_snapshot(tmp_path, 2, STATE)
+    save_snapshot(tmp_path, 2, STATE)
     kept = {EXPERIMENT, left}
     for path in tmp_path.iterdir():
         if path.name not in kept:
@@ -127,7 +119,7 @@ def test_rounds_that_a_checkpoint_counts_on_must_be_there(rounds: str, kept: int
     open_run(tmp_path, Experiment())
     save(tmp_path, 1)
     save(tmp_path, 2)
-    text = "\n".join(word if word == "x" else json.dumps(record(int(word))) for word in rounds.split())
+    text = "\n".join(word if word == "x" else line(int(word)) for word in rounds.split())
     (tmp_path / "rounds.jsonl").write_text(text)
     if rounds == "1 2":
         open_run(tmp_path, Experiment())
@@ -144,7 +136,7 @@ def test_updates_that_a_round_counts_must_be_there(damage: str, tmp_path: Path) 
     open_run(tmp_path, Experiment())
     save(tmp_path, 1)
     save(tmp_path, 2)
-    lines = [w if w == "x" else json.dumps({"round": int(w), "num-examples": 30}) for w in damage.split()]
+    lines = [w if w == "x" else json.dumps(client_record(int(w), 1, 30).to_json()) for w in damage.split()]
     (tmp_path / "clients.jsonl").write_text("\n".join(lines))
     with pytest.raises(ResultsError, match=r"clients\.jsonl: expected updates on 60 samples in round \d"):
         open_run(tmp_path, Experiment())
@@ -202,12 +194,12 @@ def test_one_flipped_bit_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
 
 
 def test_one_flipped_bit_of_kept_weights_is_noticed(tmp_path: Path) -> None:
-    folder.save_snapshot(tmp_path, 3, STATE)
+    save_snapshot(tmp_path, 3, STATE)
     path = tmp_path / "snapshots" / "round-00003.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ResultsError, match="it does not agree with the checksum in it"):
-        folder.read_snapshots(tmp_path)
+        read_snapshots(tmp_path)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(tmp_path: Path) -> None:
@@ -236,15 +228,15 @@ def test_the_record_names_all_code_that_made_rounds(cifar_root: Path, tmp_path: 
     run_until(experiment, tmp_path, 2)
     assert load_checkpoint(tmp_path / CHECKPOINT).sources_sha256 == ("f" * 64, now)
     run(experiment, tmp_path)
-    assert folder.read_summary(tmp_path)["code"] == code() | {"earlier_sources_sha256": ["f" * 64]}
-    assert folder.read_summary(run(experiment, tmp_path / "whole"))["code"] == code()
+    assert folder.read_summary(tmp_path).code == code() | {"earlier_sources_sha256": ["f" * 64]}
+    assert folder.read_summary(run(experiment, tmp_path / "whole")).code == code()
 
 
 def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None:
     started = check_run(tmp_path, Experiment(seed=1), resume=False)
     assert not list(tmp_path.iterdir())  # a check writes nothing
     open_run(tmp_path, started)
-    with pytest.raises(ResultsError, match="holds a run already: go on with --resume"):
+    with pytest.raises(ResultsError, match="holds a run already: resume it with --resume"):
         check_run(tmp_path, Experiment(seed=1), resume=False)
     with pytest.raises(ResultsError, match=r"other settings, theirs and the new: seed = 1 and 2; rounds = 700 and 5\."):
         check_run(tmp_path, Experiment(seed=2, rounds=5), resume=True)
@@ -253,23 +245,25 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("damage", "cause"),
     [
-        ({"rounds": None}, "expected rounds, a number, but it is damaged: it has none"),
-        ({"savings": "much"}, "expected savings, a number, but it is damaged: it has 'much'"),
-        ({"test_accuracy": math.nan}, "expected test_accuracy, a number, but it is damaged: it has nan"),
-        ({"rounds": 6}, "expected 7 rounds of 'run', but it is damaged: it has 6 of 'run'"),
-        ({"name": "x"}, "expected 7 rounds of 'run', but it is damaged: it has 7 of 'x'"),
+        ({"rounds": None}, "has no rounds, expected a whole number of 0 or more"),
+        ({"savings": "much"}, "savings = 'much': expected a positive number"),
+        ({"test_accuracy": math.nan}, r"test_accuracy = nan: expected a number in \[0, 1\], or null"),
+        ({"format": 2}, "format = 2: this version of zerofl reads up to 1; install a later one"),
+        ({"rounds": 6}, "it has 6 of 'run'"),
+        ({"name": "x"}, "it has 7 of 'x'"),
     ],
 )
 def test_a_damaged_summary_is_named_before_anything_is_run(damage: dict[str, Any], cause: str, tmp_path: Path) -> None:
     experiment = check_run(tmp_path, Experiment(rounds=7), resume=False)
     open_run(tmp_path, experiment)
-    figures = dict.fromkeys(("test_accuracy", "uplink_bytes", "savings", "train_seconds", "seconds"), 0.5)
-    summary = figures | {"name": "run", "rounds": 7}
+    figures = dict.fromkeys(("test_accuracy", "savings", "train_seconds", "seconds"), 0.5)
+    counts = dict.fromkeys(("uplink_bytes", "downlink_bytes", "updates", "full_model_bytes", "failures", "threads"), 5)
+    summary = figures | counts | {"name": "run", "rounds": 7, "machine": "", "versions": {}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert check_run(tmp_path, experiment, resume=True) == experiment
     damaged = {key: value for key, value in (summary | damage).items() if value is not None}
     (tmp_path / "summary.json").write_text(json.dumps(damaged))
-    with pytest.raises(ResultsError, match=rf"summary\.json: {cause}\. Restore the file, or move the run's folder"):
+    with pytest.raises(ResultsError, match=rf"summary\.json: expected .*, but it is damaged: {cause}\. Restore"):
         check_run(tmp_path, experiment, resume=True)
 
 
@@ -298,7 +292,7 @@ def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -
 
 def test_a_last_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
     """Cut at any byte, the file has the lines that are whole; one that only lacks its end of line is."""
-    lines = [json.dumps(record(round)).encode() + b"\n" for round in (1, 2)]
+    lines = [line(round).encode() + b"\n" for round in (1, 2)]
     path = tmp_path / "rounds.jsonl"
     for cut in range(len(lines[1]) + 1):
         path.write_bytes(lines[0] + lines[1][:cut])
@@ -315,7 +309,7 @@ def test_a_dense_run_keeps_no_empty_snapshots(cifar_root: Path, tmp_path: Path) 
     run(experiment_of(cifar_root, rounds=1, sparsity=0.0, uplink="full", snapshot_every=1), tmp_path / "dense")
     assert not (tmp_path / "dense" / "snapshots").exists()
     run(experiment_of(cifar_root, rounds=1, snapshot_every=1), tmp_path / "sparse")
-    assert list(folder.read_snapshots(tmp_path / "sparse")) == [1]
+    assert list(read_snapshots(tmp_path / "sparse")) == [1]
 
 
 @pytest.fixture
@@ -350,7 +344,7 @@ def test_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         save_checkpoint(tmp_path / "checkpoint", Checkpoint(1, STATE, {}, "data"))
-        folder.write_atomically(tmp_path / "text", b"")
+        write_atomically(tmp_path / "text", b"")
     finally:
         os.umask(before)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("checkpoint", "text")} == {0o640}

@@ -17,7 +17,8 @@ from zerofl.experiment import WHERE, Experiment
 from zerofl.fl.train import evaluate
 from zerofl.models import LeafCNN
 from zerofl.run.evaluate import evaluate_run
-from zerofl.run.folder import ResultsError, read_experiment, read_summary
+from zerofl.run.files import ResultsError
+from zerofl.run.folder import read_experiment, read_summary
 from zerofl.sparse.layers import sparse_layers
 
 MODEL = "model.safetensors"
@@ -40,7 +41,7 @@ def cifar_run(cifar_root: Path, tmp_path: Path) -> Path:
 
 def test_the_loaded_model_has_the_accuracy_of_the_record(mnist_run: Path) -> None:
     dataset = load_dataset("mnist5k", "")
-    model, recorded = load_model(mnist_run), read_summary(mnist_run)["test_accuracy"]
+    model, recorded = load_model(mnist_run), read_summary(mnist_run).test_accuracy
     assert not model.training
     assert [layer.sparsity for _, layer in sparse_layers(model)] == [0.95] * 3
     _, accuracy = evaluate(model, dataset.test, dataset)
@@ -55,7 +56,7 @@ def test_the_loaded_model_has_the_accuracy_of_the_record(mnist_run: Path) -> Non
 def test_evaluated_densely_it_is_another_model(mnist_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What §4.3 says of inference without sparsification; the figures are those of the test above."""
     found, recorded = evaluate_run(mnist_run), read_summary(mnist_run)
-    assert (found.sparse_accuracy, found.sparse_loss) == (recorded["test_accuracy"], recorded["test_loss"])
+    assert (found.sparse_accuracy, found.sparse_loss) == (recorded.test_accuracy, recorded.test_loss)
     dataset, plain = load_dataset("mnist5k", ""), LeafCNN(classes=10)
     plain.load_state_dict(safetensors.torch.load_file(mnist_run / MODEL))
     assert (found.dense_loss, found.dense_accuracy) == evaluate(plain, dataset.test, dataset)
@@ -99,7 +100,7 @@ def test_a_run_from_before_the_metadata_has_its_settings_beside(cifar_run: Path)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / MODEL).unlink(), "expected the folder of a finished run.*go on with --resume"),
+        (lambda folder: (folder / MODEL).unlink(), "expected the folder of a finished run.*resume it with --resume"),
         (lambda folder: (folder / MODEL).write_bytes(b"no"), "expected a run's final model, but it is damaged"),
         (lambda folder: rewrite(folder, {"experiment": "{"}), "expected a run's final model, but it is damaged"),
         (lambda folder: rewrite(folder, {"experiment": '{"model": "vgg"}'}), "model = 'vgg': expected one of"),

@@ -10,8 +10,8 @@ import pytest
 
 from tests.running import experiment_of, run, run_until
 from zerofl.cli import main
-from zerofl.run.folder import ResultsError
-from zerofl.run.preflight import check_room, room_of
+from zerofl.run.files import ResultsError
+from zerofl.run.room import check_room, room_of
 
 
 class Usage(NamedTuple):
@@ -140,7 +140,7 @@ def test_a_disk_that_fills_names_the_run_and_how_to_go_on(
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert f"zerofl: run run: {tmp_path / 'out' / 'run'}: [Errno 28] No space left on device" in said
-    assert "rounds that are whole are safe there. Make room, then go on with: zerofl run" in said
+    assert "rounds that are whole are safe there. Make room, then resume with: zerofl run" in said
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
     def too_many_files(descriptor: int) -> None:
@@ -148,6 +148,6 @@ def test_a_disk_that_fills_names_the_run_and_how_to_go_on(
 
     monkeypatch.setattr(os, "fsync", too_many_files)
     assert main([*arguments, "--resume"]) == 2
-    assert "are safe there. Raise the limit of open files (ulimit -n), then go on" in capsys.readouterr().err
+    assert "are safe there. Raise the limit of open files (ulimit -n), then resume" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*arguments, "--resume"]) == 0

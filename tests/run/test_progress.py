@@ -6,15 +6,17 @@ from typing import Any
 import pytest
 
 from tests.printing import Terminal, lines_of
+from tests.running import round_record
 from zerofl.experiment import Experiment
+from zerofl.fl.records import RoundRecord
 from zerofl.run.console import Output
 from zerofl.run.progress import RunProgress, duration, opening
 from zerofl.run.sweep import find_sweep, read_sweep
 
 
-def record(round: int, **values: Any) -> dict[str, Any]:
-    figures = {"uplink_bytes": 61_000_000, "test_accuracy": 0.5, "train_loss": 1.25, "failures": []}
-    return {"round": round, **figures, **values}
+def record(round: int, **values: Any) -> RoundRecord:
+    figures = {"uplink_bytes": 61_000_000, "test_accuracy": 0.5, "train_loss": 1.25}
+    return round_record(round, **(figures | values))
 
 
 @pytest.fixture

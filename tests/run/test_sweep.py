@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from zerofl.experiment import ExperimentError
-from zerofl.run.folder import EXPERIMENT, ResultsError
+from zerofl.run.files import EXPERIMENT, ResultsError
 from zerofl.run.sweep import Sweep, find_sweep, keep_sweep, read_sweep
 
 FILE = """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.bench.process import in_own_process
+from zerofl.errors import ZeroFLError
 from zerofl.models import build_model
 from zerofl.run.console import Table
 from zerofl.run.origin import origin
@@ -77,7 +78,7 @@ class Step(NamedTuple):
         self.optimise()
 
 
-class BenchError(Exception):
+class BenchError(ZeroFLError):
     """Nothing that could be measured: no kernels, or wrong results."""
 
 

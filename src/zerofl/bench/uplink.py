@@ -14,17 +14,17 @@ import torch
 from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.bench.process import in_own_process
 from zerofl.data import load_dataset
-from zerofl.data.partition import lda_partition
-from zerofl.exchange.aggregate import Average
-from zerofl.exchange.uplink import Sparse, State, Update, make_update, sparsified
+from zerofl.exchange.aggregate import average
+from zerofl.exchange.update import Sparse, State, Update, sparsified
+from zerofl.exchange.uplink import make_update
 from zerofl.exchange.wire import VALUES, Schema, decode, encode, positions_size, schema_of
 from zerofl.experiment import Experiment
-from zerofl.fl.train import empty_model, initial_model, train
+from zerofl.fl.client import train_locally
+from zerofl.fl.server import initial_state
 from zerofl.report.paper_bytes import paper_csr_bytes
 from zerofl.rng import rng
 from zerofl.run.console import Table
 from zerofl.run.origin import origin
-from zerofl.sparse.layers import sparse_layers
 
 SPARSITIES, MASK_RATIOS = (0.9, 0.95), (0.0, 0.1, 0.2)
 UPLINKS = ("top_k_weights", "diff_on_top_k_weights", "top_k_weights_diff")
@@ -54,8 +54,10 @@ def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any
             dataset=dataset, root=root or "", clients=clients, clients_per_round=1, sparsity=sparsity
         )
         note(f"training one client of {dataset} at {sparsity:.0%} sparsity")
-        received, trained, sparse, train_seconds = _train_client(experiment)
-        training.append({"sparsity": sparsity, "train_seconds": train_seconds})
+        data = load_dataset(experiment.dataset, experiment.root)
+        received = initial_state(experiment, data).model
+        trained, sparse, record = train_locally(received, data, experiment, round=1, client=0)
+        training.append({"sparsity": sparsity, "train_seconds": record.train_seconds})
         for uplink in UPLINKS:
             for mask_ratio in MASK_RATIOS:
                 note(f"{uplink} at {sparsity:.0%}, mask ratio {mask_ratio}")
@@ -91,21 +93,6 @@ def uplink_table(result: dict[str, Any]) -> Table:
         for row in result["rows"]
     ]
     return Table(columns, rows, keys=4)
-
-
-def _train_client(experiment: Experiment) -> tuple[State, State, list[str], float]:
-    """The model that one client receives, what it makes of it, the sparse weights' names, and the seconds it took."""
-    dataset = load_dataset(experiment.dataset, experiment.root)
-    received = {name: t.detach() for name, t in initial_model(experiment, dataset).state_dict().items()}
-    model = empty_model(experiment, dataset)
-    model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
-    mine = lda_partition(dataset.train.labels, experiment.clients, experiment.alpha, experiment.seed)[0]
-    split = dataset.train.take(mine)
-    started = time.perf_counter()
-    train(model, split, dataset, experiment, round=1, client=0)
-    train_seconds = time.perf_counter() - started
-    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return received, trained, [f"{name}.weight" for name, _ in sparse_layers(model)], train_seconds
 
 
 def _rows(update: Update, schema: Schema, sparse: list[str], sparsity: float, mask_ratio: float) -> Iterator[Row]:
@@ -164,10 +151,8 @@ def _aggregate(folder: Path, names: list[str], copies: int) -> dict[str, Any]:
 
 
 def _average(received: State, payload: bytes, copies: int) -> State:
-    schema, average = schema_of(received), Average(received)
-    for _ in range(copies):
-        average.add(decode(payload, schema), 450)
-    return average.of(adds=False)
+    schema = schema_of(received)
+    return average(received, ((decode(payload, schema), 450) for _ in range(copies)))
 
 
 def _timed(call: Callable[[], T]) -> tuple[T, float]:

@@ -7,8 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from zerofl.errors import ZeroFLError
 
-class DatasetError(Exception):
+
+class DatasetError(ZeroFLError):
     """A data set that is missing or malformed; the message says where it was looked for and what to do."""
 
 

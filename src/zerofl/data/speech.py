@@ -11,15 +11,14 @@ are in. The hub lacks most of the testing part: its test split is the authors' s
 import functools
 import hashlib
 import io
+import logging
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
@@ -27,7 +26,6 @@ from zerofl.data.files import reading, visible
 from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
 from zerofl.errors import install_hint
 from zerofl.rng import rng
-from zerofl.run.console import Output
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = len(WORDS), len(WORDS) + 1
@@ -40,6 +38,9 @@ HUB_SILENCE = "_silence_"  # the label of the noises on the hub, and the test se
 OTHER_SOUNDS = {".aac", ".aif", ".aiff", ".au", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".webm", ".wma"}
 FOLDERS = ("", "speech_commands", "speech_commands_v0.01")
 CHUNK = 64  # clips whose MFCC are taken in one go
+WORD_EVERY = 5_000  # sounds between two lines of progress, some ten seconds
+
+_log = logging.getLogger("zerofl.data")
 
 
 class Sound(NamedTuple):
@@ -225,11 +226,10 @@ def _features(part: str, clips: list[Clip], noises: list[Sound]) -> dict[str, to
                 start = generator.integers(len(source) - RATE + 1)
                 yield source[start : start + RATE] * np.float32(generator.random()), SILENCE, owner
 
-    shown = track(
-        samples(), f"MFCC of the {part} part", total=len(clips) + len(clips) // CLIPS_A_SILENCE,
-        console=Output(sys.stderr),
-    )  # fmt: skip
-    for sound, label, owner in shown:
+    total = len(clips) + len(clips) // CLIPS_A_SILENCE
+    for sound, label, owner in samples():
+        if len(labels) % WORD_EVERY == 0:
+            _log.info("MFCC of the %s part: %d of %d sounds", part, len(labels), total)
         sounds.append(sound)
         labels.append(label)
         owners.append(owner)

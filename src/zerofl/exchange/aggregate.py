@@ -1,56 +1,62 @@
-"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the server's step with it."""
+"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the optimiser's step with it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zerofl.exchange.uplink import Sparse, State, Update
+from zerofl.exchange.update import Sparse, State, Update
 
 # A power of two, so that it changes no digit of floats above 1e-23. With it the sums of 65,536 clients' largest floats,
 # weighted with up to 2^32 samples each, stay finite.
 _SCALE = 2.0**-48
 
 
-class Average:
-    """A running sum of n_k * update_k; `of` ends it as sum (n_k / n) update_k, n being the samples that were added.
+def average(received: State, updates: Iterable[tuple[Update, int]]) -> State:
+    """The server's average of the updates, sum (n_k / n) update_k, each with its client's number of samples n_k.
 
-    The sums are float32 and in the order of the calls, which makes them reproducible. Memory: one model for the sums
-    and one update at a time, whatever the number of clients.
+    Entries that nobody sent are zero, or where the updates are changes as they were `received`. Integer counters are
+    rounded. The average of no update is what was received. The sums are float32 and in the order of the updates, which
+    makes them reproducible. Memory: one model for the sums, which becomes the result, and one update at a time, if
+    `updates` makes them one at a time.
+
+    Raises:
+        ValueError: the updates of some clients are weights, and those of others changes.
     """
-
-    def __init__(self, received: State) -> None:
-        self._received = received
-        self._examples = 0
-        self._sums = {
-            name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64)
-            for name, t in received.items()
-        }
-
-    def add(self, update: Update, num_examples: int) -> None:
-        """Add the update of a client that trained on `num_examples` samples."""
-        self._examples += num_examples
+    examples, adds = 0, False
+    sums = {
+        name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64)
+        for name, t in received.items()
+    }
+    for update, num_examples in updates:
+        if examples and update.adds != adds:
+            raise ValueError("some updates hold weights and others changes: expected those of one uplink strategy")
+        adds = update.adds
+        examples += num_examples
         for name, tensor in update.tensors.items():
-            total = self._sums[name]
-            if isinstance(tensor, Sparse):
-                positions = torch.from_numpy(np.flatnonzero(tensor.mask()))
-                total.view(-1).index_add_(0, positions, tensor.values, alpha=num_examples * _SCALE)
-            else:
-                total.add_(tensor, alpha=num_examples * _SCALE)
+            _add(sums[name], tensor, num_examples * _SCALE)
+    if not examples:
+        return dict(received)
+    averaged: State = {}
+    for name, before in received.items():
+        total = sums.pop(name)
+        mean = total.double().div_(examples * _SCALE)
+        if not before.is_floating_point():
+            averaged[name] = mean.round_().to(before.dtype)
+        else:
+            averaged[name] = total.copy_(mean.add_(before) if adds else mean)  # in place: no second model
+    return averaged
 
-    def of(self, adds: bool) -> State:
-        """The averaged model: entries nobody sent are zero, or with `adds` unchanged. Integer counters are rounded."""
-        averaged: State = {}
-        for name, received in self._received.items():
-            total = self._sums.pop(name)
-            mean = total.double().div_(self._examples * _SCALE)
-            if not received.is_floating_point():
-                averaged[name] = mean.round_().to(received.dtype)
-            else:
-                averaged[name] = total.copy_(mean.add_(received) if adds else mean)  # in place: no second model
-        return averaged
+
+def _add(total: Tensor, tensor: Tensor | Sparse, weight: float) -> None:
+    """Add a tensor times its weight to a sum, in place."""
+    if isinstance(tensor, Sparse):
+        positions = torch.from_numpy(np.flatnonzero(tensor.mask()))
+        total.view(-1).index_add_(0, positions, tensor.values, alpha=weight)
+    else:
+        total.add_(tensor, alpha=weight)
 
 
 class ServerOptimizer(NamedTuple):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from zerofl.exchange.uplink import Sparse, Update
+from zerofl.exchange.update import Sparse, Update
 
 
 class MaskCounts:

@@ -6,13 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from zerofl.data import Augmentation, Dataset, Split, client_indices
+from zerofl.data import Augmentation, Dataset, Split
 from zerofl.data.augment import crop_and_flip
-from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
-from zerofl.sparse import kernels
 from zerofl.sparse.layers import sparsify_
 
 
@@ -34,7 +32,7 @@ def train(
     Raises:
         ExperimentError: the experiment augments data that have no augmentation.
     """
-    augmentation = _augmentation(experiment, dataset)
+    augmentation = augmentation_of(experiment, dataset)
     device = next(model.parameters()).device
     order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
     optimizer = torch.optim.SGD(
@@ -77,7 +75,7 @@ def initial_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     seed = int(rng(experiment.seed, 0, 0, "initialization").integers(2**63))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _model(experiment, dataset)
+        model = plain_model(experiment, dataset)
     initialize_(model, experiment.initialization, experiment.sparsity, seed)
     return model
 
@@ -104,51 +102,8 @@ def sparse_model(experiment: Experiment, classes: int, in_channels: int) -> nn.M
     return model
 
 
-def check_fits(experiment: Experiment, dataset: Dataset) -> None:
-    """Whether the experiment can be run on the data set at all, before anything is trained.
-
-    Raises:
-        ExperimentError: a partition or an augmentation that the data set cannot have, nothing to train or validate
-            on, images of another size than the model takes, or a device or an instruction set that is not there.
-    """
-    e, shape = experiment, tuple(dataset.train.images.shape[1:])
-    if kernels.REFUSED:
-        raise ExperimentError(kernels.REFUSED)
-    if e.device != "cpu" and not torch.cuda.is_available():
-        raise ExperimentError(
-            f"device = {e.device!r}: PyTorch {torch.__version__} finds no CUDA device here; leave it at cpu, or "
-            "install a PyTorch with CUDA and its driver"
-        )
-    if e.device != "cpu" and torch.device(e.device).index not in (None, *range(torch.cuda.device_count())):
-        raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")
-    if not len(dataset.test.labels):
-        raise ExperimentError(f"{e.dataset}: {e.root} has no test part, on which the server evaluates; add one")
-    if e.partition != "node" and not len(dataset.train.labels):
-        raise ExperimentError(
-            f"{e.dataset}: {e.root} has no training part, which partition = {e.partition!r} deals to the clients; add "
-            "one, or in a deployment whose nodes have data of their own set partition = 'node'"
-        )
-    _augmentation(e, dataset)
-    try:
-        parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
-    except ValueError as error:
-        raise ExperimentError(f"{e.dataset}: {error}") from error
-    most = max(len(part) for part in parts)
-    if e.validate_every and e.partition != "node" and not held_out_count(most, e.validation_fraction):
-        raise ExperimentError(
-            f"validate_every = {e.validate_every}, but validation_fraction = {e.validation_fraction} "
-            f"holds out none of a client's {most} samples; raise it, or set validate_every = 0"
-        )
-    try:
-        with torch.device("meta"), torch.no_grad():
-            _model(experiment, dataset).eval()(torch.empty(1, *shape))
-    except RuntimeError as error:
-        raise ExperimentError(
-            f"model = {experiment.model!r} does not take images of {shape}, which {experiment.dataset} has: {error}"
-        ) from error
-
-
-def _augmentation(experiment: Experiment, dataset: Dataset) -> Augmentation | None:
+def augmentation_of(experiment: Experiment, dataset: Dataset) -> Augmentation | None:
+    """How training images are changed; raises ExperimentError if they cannot be and the experiment wants it."""
     if experiment.augment and dataset.augmentation is None:
         raise ExperimentError(
             f"augment = true: {experiment.dataset} has no pictures that could be cropped and mirrored; "
@@ -157,5 +112,6 @@ def _augmentation(experiment: Experiment, dataset: Dataset) -> Augmentation | No
     return dataset.augmentation if experiment.augment else None
 
 
-def _model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+def plain_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
+    """The dense model of the experiment for the data set's images and classes, on the default device."""
     return build_model(experiment.model, len(dataset.classes), dataset.train.images.shape[1], experiment.width)

@@ -17,12 +17,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from zerofl.exchange.uplink import UPLINKS, Sparse, State, Update, make_update, tied
+from zerofl.exchange.update import Sparse, State, Update
+from zerofl.exchange.uplink import UPLINKS, make_update, tied
 from zerofl.exchange.wire import VALUES, Schema, decode, encode, schema_of
 from zerofl.exchange.wrappers import differing_names, wrapper_hint
+from zerofl.fl.records import savings
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
 from zerofl.rng import rng
-from zerofl.run.folder import savings
 from zerofl.sparse.default_layers import default_by_shape
 
 CallNext = Callable[[Message, Context], Message]

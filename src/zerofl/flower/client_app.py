@@ -1,26 +1,21 @@
-"""The client: receive the model, train it with SWAT on its own data, send a sparse part back (Algorithm 1)."""
+"""The client as a Flower app: it unpacks a message, has `zerofl.fl.client` do the work, and packs the answer."""
 
 import dataclasses
-import functools
 import logging
-import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, wraps
 
 import torch
-from flwr.app import Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from zerofl.data import Dataset, client_indices, dataset_on
-from zerofl.data.partition import validation_split
-from zerofl.exchange.uplink import State, make_update
-from zerofl.exchange.wire import Schema, decode_state, encode, schema_of
+from zerofl.data import Dataset, dataset_on, load_dataset
+from zerofl.exchange.update import State
+from zerofl.exchange.wire import Schema, decode_state, schema_of
 from zerofl.experiment import Experiment
-from zerofl.fl.train import empty_model, evaluate, train
-from zerofl.flower.messages import read_instruction, train_reply
-from zerofl.rng import rng
-from zerofl.sparse.layers import realised_sparsity, sparse_layers
+from zerofl.fl.client import encode_update, train_client, validate_client
+from zerofl.fl.train import empty_model
+from zerofl.flower.messages import read_instruction, train_reply, validation_reply
 
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's error code for it
 _log = logging.getLogger(__name__)
@@ -33,7 +28,7 @@ app = ClientApp()
 def _failures_as_replies(handler: Handler) -> Handler:
     """Answer an exception with an error that reads the same on every engine (Ray's own carries process numbers)."""
 
-    @functools.wraps(handler)
+    @wraps(handler)
     def handle(message: Message, context: Context) -> Message:
         try:
             return handler(message, context)
@@ -49,75 +44,36 @@ def _failures_as_replies(handler: Handler) -> Handler:
 @_failures_as_replies
 def _train(message: Message, context: Context) -> Message:
     payload, experiment, round, client = read_instruction(message)
-    experiment = _at_node(experiment, context)
-    torch.set_num_threads(experiment.threads)
-    dataset, (training, _) = _client_data(experiment, client)
-    model = empty_model(experiment, dataset)
-    schema = schema_of(model.state_dict())
-    received = _decode_state(payload, schema, experiment.device)
-    model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
-
-    started, cpu_started = time.perf_counter(), time.process_time()
-    split = dataset.train.take(training)
-    train_loss = train(model, split, dataset, experiment, round=round, client=client)
-    train_seconds, train_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-
-    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    sparse = {f"{name}.weight": layer.weight.numel() for name, layer in sparse_layers(model)}
-    update = make_update(experiment.uplink, received, trained, sparse, experiment.sparsity, experiment.mask_ratio)
-    metrics: dict[str, int | float] = {
-        "num-examples": len(training),
-        "train_loss": train_loss,
-        "train_seconds": train_seconds,
-        "train_cpu_seconds": train_cpu_seconds,  # of all threads: other programs on the machine do not count
-    }
-    if sparse:
-        realised = realised_sparsity(model)
-        metrics["realised_sparsity"] = sum(
-            realised[name] * layer.weight.numel() for name, layer in sparse_layers(model)
-        ) / sum(sparse.values())
-    sent = encode(
-        update,
-        schema,
-        values=experiment.uplink_values,
-        positions=experiment.uplink_positions,
-        generator=rng(experiment.seed, round, client, "int8"),
-    )
-    return Message(train_reply(sent, metrics), reply_to=message)
+    experiment, dataset, received = _at_node(experiment, context, payload)
+    update, record = train_client(received, dataset, experiment, round, client)
+    sent = encode_update(update, _schema(experiment), experiment, round, client)
+    return Message(train_reply(sent, record), reply_to=message)
 
 
 @app.evaluate()
 @_failures_as_replies
 def _evaluate(message: Message, context: Context) -> Message:
     payload, experiment, _, client = read_instruction(message)
-    experiment = _at_node(experiment, context)
-    torch.set_num_threads(experiment.threads)
-    dataset, (_, validation) = _client_data(experiment, client)
-    if not len(validation):
-        raise ValueError("it has no validation samples; raise validation_fraction, or set validate_every = 0")
-    model = empty_model(experiment, dataset)
-    model.load_state_dict(_decode_state(payload, schema_of(model.state_dict()), experiment.device), assign=True)
-    loss, accuracy = evaluate(model, dataset.train.take(validation), dataset)
-    metrics = MetricRecord({"num-examples": len(validation), "loss": loss, "accuracy": accuracy})
-    return Message(RecordDict({"metrics": metrics}), reply_to=message)
+    experiment, dataset, received = _at_node(experiment, context, payload)
+    validation, loss = validate_client(received, dataset, experiment, client)
+    return Message(validation_reply(validation, loss), reply_to=message)
 
 
-def _at_node(experiment: Experiment, context: Context) -> Experiment:
-    """The experiment with this node's own folder of data, if its --node-config names one as `root`."""
+def _at_node(experiment: Experiment, context: Context, payload: bytes) -> tuple[Experiment, Dataset, State]:
+    """The experiment with this node's own folder of data, if its --node-config names one as `root`; data and model."""
     root = context.node_config.get("root", experiment.root)
     if not isinstance(root, str):
         raise ValueError(f"--node-config: root = {root!r}: expected the folder of the data, in quotes")
-    return dataclasses.replace(experiment, root=root)
+    experiment = dataclasses.replace(experiment, root=root)
+    torch.set_num_threads(experiment.threads)
+    dataset = dataset_on(experiment.dataset, experiment.root, experiment.device)
+    return experiment, dataset, _decode_state(payload, _schema(experiment), experiment.device)
 
 
-def _client_data(experiment: Experiment, client: int) -> tuple[Dataset, tuple[Tensor, Tensor]]:
-    """The data set, and the client's training and validation indices into its training part."""
-    e = experiment
-    dataset = dataset_on(e.dataset, e.root, e.device)
-    mine = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)[client]
-    if not len(mine):
-        raise ValueError(f"{e.dataset}: {e.root} has no training part; add one")
-    return dataset, validation_split(mine, e.validation_fraction, e.seed, client)
+@lru_cache(maxsize=1)
+def _schema(experiment: Experiment) -> Schema:
+    """That of the experiment's model."""
+    return schema_of(empty_model(experiment, load_dataset(experiment.dataset, experiment.root)).state_dict())
 
 
 @lru_cache(maxsize=1)

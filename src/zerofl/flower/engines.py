@@ -5,8 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import count
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -16,15 +17,17 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from zerofl.errors import install_hint
+from zerofl.errors import ZeroFLError, install_hint
 from zerofl.experiment import Experiment
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
+from zerofl.flower.client_app import app as client_app
+from zerofl.flower.server_app import server_app
+from zerofl.run.checkpoint import Checkpoint
+from zerofl.run.one import OnReply, Rounds
+from zerofl.run.rounds import OnRound
 
 CONNECT_SECONDS = 10
 RUN_ID, SERVER_NODE_ID, FIRST_CLIENT_NODE_ID = 1, 1, 2
-
-OnReply = Callable[[int, int], None]
-"""(replies, clients): so many of the clients that were asked have replied."""
 
 
 class Engine(Protocol):
@@ -38,7 +41,7 @@ class Engine(Protocol):
     ) -> None: ...
 
 
-class EngineError(Exception):
+class EngineError(ZeroFLError):
     """An engine that cannot be used here; the message says what it needs."""
 
 
@@ -215,6 +218,17 @@ def _check_address(address: str) -> None:
 def client_resources(experiment: Experiment) -> dict[str, float]:
     """The cores and GPUs that Ray keeps for a client."""
     return {"num_cpus": experiment.client_cpus or experiment.threads, "num_gpus": experiment.client_gpus}
+
+
+def rounds_on(engine: Engine) -> Rounds:
+    """The rounds of an experiment with its messages carried by an engine, for `zerofl.run.one.run_one`."""
+
+    def rounds(
+        experiment: Experiment, directory: Path, checkpoint: Checkpoint | None, on_round: OnRound, on_reply: OnReply
+    ) -> None:
+        engine(server_app(experiment, directory, checkpoint, on_round), client_app, experiment, on_reply)
+
+    return rounds
 
 
 ENGINES: dict[str, Engine] = {"in-process": run_in_process, "ray": run_on_ray}

@@ -6,14 +6,14 @@ from pathlib import Path
 from flwr.app import Context, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from zerofl.data import load_dataset
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
-from zerofl.fl.train import check_fits
 from zerofl.flower.server_app import serve
+from zerofl.run.checkpoint import Checkpoint
 from zerofl.run.console import Output
-from zerofl.run.folder import ROUNDS, ResultsError, check_run, is_finished, locked, open_run, read_lines
-from zerofl.run.preflight import check_room
-from zerofl.run.progress import RunProgress, opening
+from zerofl.run.files import ResultsError
+from zerofl.run.one import OnReply, run_one
+from zerofl.run.preflight import preflight
+from zerofl.run.rounds import OnRound
 
 app = ServerApp()
 
@@ -32,24 +32,17 @@ def main(grid: Grid, context: Context) -> None:
     experiment, out, resume = read_run_config(context.run_config)
     directory, console = out / experiment.name, Output(sys.stdout)
 
-    def note(line: str) -> None:
-        console.print(f"{experiment.name}: {line}")
+    def rounds(
+        experiment: Experiment, directory: Path, checkpoint: Checkpoint | None, on_round: OnRound, on_reply: OnReply
+    ) -> None:
+        serve(grid, experiment, directory, checkpoint, on_round)
 
-    check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
-    check_room(out, [] if is_finished(directory) else [experiment])
-    with locked(directory):
-        try:
-            experiment = check_run(directory, experiment, resume)
-        except ResultsError as error:
-            raise ResultsError(f"{error} (in the run config: resume=true, or another out or name)") from error
-        if is_finished(directory):
-            console.print(f"{experiment.name}: finished before, in {directory}")
-            return
-        checkpoint = open_run(directory, experiment, note)
-        console.print_prose(opening(experiment, checkpoint.round if checkpoint else 0))
-        with RunProgress(console, experiment.name, experiment.rounds, read_lines(directory / ROUNDS)) as progress:
-            serve(grid, experiment, directory, checkpoint, progress)
-    console.print(f"{experiment.name}: finished, in {directory}")
+    try:
+        (experiment,) = preflight(out, [experiment], resume)
+    except ResultsError as error:
+        raise ResultsError(f"{error} (in the run config: resume=true, or another out or name)") from error
+    if run_one(directory, experiment, resume, rounds, console):
+        console.print(f"{experiment.name}: finished, in {directory}")
 
 
 def read_run_config(run_config: UserConfig) -> tuple[Experiment, Path, bool]:

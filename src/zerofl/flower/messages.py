@@ -1,4 +1,4 @@
-"""How a payload, an experiment and a client's figures lie in a Flower message."""
+"""How a payload, an experiment and a client's figures travel in a Flower message."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,9 +6,12 @@ from typing import NamedTuple
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from zerofl.experiment import Experiment, make_experiment
+from zerofl.fl.client import Validation
+from zerofl.fl.records import ClientRecord
 
 # A serialisation type of our own: Flower chunks it like any array, and its strategies refuse it loudly instead of
-# averaging the bytes. Their error names the type and nothing else, so this says what to do.
+# averaging the bytes. Their error names the type and nothing else, so it says what to do. It is part of the protocol:
+# with other words an older client or server no longer finds the payload, so it stays as it is.
 PAYLOAD_STYPE = "zerofl.payload: put zerofl.flower.SparseUplink around all other strategies, privacy's too"
 
 
@@ -40,9 +43,11 @@ def read_instruction(message: Message) -> Instruction:
     return Instruction(_payload(message.content.array_records["model"]), experiment, round, client)
 
 
-def train_reply(payload: bytes, metrics: dict[str, int | float]) -> RecordDict:
+def train_reply(payload: bytes, record: ClientRecord) -> RecordDict:
     """What a client answers after training: its update and its figures."""
-    return RecordDict({"update": payload_record(payload), "metrics": MetricRecord(dict(metrics))})
+    figures = {key: value for key in CLIENT_FIGURES if (value := getattr(record, key)) is not None}
+    metrics = MetricRecord({"num-examples": record.examples, **figures})
+    return RecordDict({"update": payload_record(payload), "metrics": metrics})
 
 
 def read_payload(message: Message) -> bytes:
@@ -57,8 +62,48 @@ def read_payload(message: Message) -> bytes:
     return _payload(records[0])
 
 
-def read_metrics(message: Message, most_examples: int) -> dict[str, float]:
-    """The scalar figures of a reply, with `num-examples`, a whole number from 1 to what any client can have.
+def read_record(message: Message, round: int, client: int, uplink_bytes: int, most_examples: int) -> ClientRecord:
+    """What a client says that it did, beside a payload of `uplink_bytes`.
+
+    Raises:
+        ValueError: as `_read_metrics`.
+    """
+    examples, metrics = _read_metrics(message, most_examples)
+    figures = {key: _figure(metrics, key) for key in CLIENT_FIGURES}
+    return ClientRecord(round=round, client=client, uplink_bytes=uplink_bytes, examples=examples, **figures)
+
+
+def validation_reply(validation: Validation, loss: float) -> RecordDict:
+    """What a client answers after evaluating."""
+    figures = {"num-examples": validation.examples, "loss": loss, "accuracy": validation.accuracy or 0.0}
+    return RecordDict({"metrics": MetricRecord(dict(figures))})
+
+
+def read_validation(message: Message, client: int, most_examples: int) -> Validation:
+    """A client's accuracy on what it holds out.
+
+    Raises:
+        ValueError: as `_read_metrics`.
+    """
+    examples, metrics = _read_metrics(message, most_examples)
+    return Validation(client, examples, _figure(metrics, "accuracy"))
+
+
+CLIENT_FIGURES = ("train_loss", "train_seconds", "train_cpu_seconds", "realised_sparsity")
+
+# What a client reports beside its update is as little to be trusted: a figure above these, or below 0, is none.
+_LARGEST = dict.fromkeys(("train_loss", "train_seconds", "train_cpu_seconds"), 1e9) | dict.fromkeys(
+    ("realised_sparsity", "accuracy"), 1.0
+)
+
+
+def _figure(metrics: dict[str, float], key: str) -> float | None:
+    value = metrics.get(key)
+    return value if value is not None and 0 <= value <= _LARGEST[key] else None
+
+
+def _read_metrics(message: Message, most_examples: int) -> tuple[int, dict[str, float]]:
+    """The number of examples in a reply, from 1 to what any client can have, and all its scalar figures.
 
     Raises:
         ValueError: the reply does not hold exactly one record of figures, or no such number of examples.
@@ -70,7 +115,7 @@ def read_metrics(message: Message, most_examples: int) -> dict[str, float]:
     examples = metrics.get("num-examples")
     if not isinstance(examples, int) or not 1 <= examples <= most_examples:
         raise ValueError(f"num-examples is {examples!r}, expected a whole number from 1 to {most_examples}")
-    return metrics
+    return examples, metrics
 
 
 def payload_record(payload: bytes) -> ArrayRecord:

@@ -23,15 +23,8 @@ from flwr.serverapp import ServerApp
 
 from zerofl.experiment import Experiment
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
-from zerofl.flower.engines import (
-    EngineError,
-    InProcessGrid,
-    OnReply,
-    answer,
-    client_resources,
-    server_context,
-    set_identity,
-)
+from zerofl.flower.engines import EngineError, InProcessGrid, answer, client_resources, server_context, set_identity
+from zerofl.run.one import OnReply
 
 RETRIES = 1  # of a client whose worker died: a second death is the client's own doing, and a failure
 

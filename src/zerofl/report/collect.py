@@ -3,24 +3,15 @@
 import re
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from zerofl.exchange.uplink import State
+from zerofl.exchange.update import State
 from zerofl.experiment import Experiment
-from zerofl.report.checks import check_rounds, check_snapshots, check_summary
-from zerofl.run.folder import (
-    EXPERIMENT,
-    ROUNDS,
-    SNAPSHOTS,
-    SUMMARY,
-    SWEEP,
-    ResultsError,
-    is_finished,
-    read_experiment,
-    read_lines,
-    read_snapshots,
-    read_summary,
-)  # fmt: skip
+from zerofl.fl.records import RoundRecord, Summary
+from zerofl.report.checks import check_layers, check_snapshots
+from zerofl.run.checkpoint import read_snapshots
+from zerofl.run.files import EXPERIMENT, ROUNDS, SNAPSHOTS, SUMMARY, SWEEP, ResultsError, damaged
+from zerofl.run.folder import is_finished, read_experiment, read_rounds, read_summary
 from zerofl.run.sweep import METRICS, Sweep, read_sweep
 
 NO_ROUND = "no round yet"
@@ -31,8 +22,8 @@ class Run(NamedTuple):
 
     directory: Path
     experiment: Experiment
-    rounds: list[dict[str, Any]]
-    summary: dict[str, Any]
+    rounds: list[RoundRecord]
+    summary: Summary | None
 
     def snapshots(self) -> dict[int, State]:
         """The weights that were kept, by round; none of a run without sparse layers."""
@@ -42,19 +33,19 @@ class Run(NamedTuple):
 
     def progress(self) -> str:
         """How far it has come: `round 12 of 60`."""
-        return f"round {self.rounds[-1]['round']} of {self.experiment.rounds}"
+        return f"round {self.rounds[-1].round} of {self.experiment.rounds}"
 
     def curve(self, key: str) -> tuple[list[int], list[float]]:
         """A figure over the rounds that have it."""
-        points = [(record["round"], record[key]) for record in self.rounds if record.get(key) is not None]
+        points = [(record.round, value) for record in self.rounds if (value := getattr(record, key)) is not None]
         return [round for round, _ in points], [value for _, value in points]
 
     def traffic(self) -> dict[int, int]:
         """All bytes up and down until each round's end, refused payloads among them."""
         sums, total = {}, 0
         for record in self.rounds:
-            total += sum(record.get(key, 0) for key in ("uplink_bytes", "refused_bytes", "downlink_bytes"))
-            sums[record["round"]] = total
+            total += record.uplink_bytes + (record.refused_bytes or 0) + record.downlink_bytes
+            sums[record.round] = total
         return sums
 
 
@@ -88,13 +79,13 @@ class ReportRow(NamedTuple):
         return self.runs[0].experiment if self.runs else next(iter(self.experiments.values()))
 
     @property
-    def finished(self) -> list[Run]:
-        """The runs that have ended."""
-        return [run for run in self.runs if run.summary]
+    def summaries(self) -> list[Summary]:
+        """Those of the runs that have ended."""
+        return [run.summary for run in self.runs if run.summary]
 
     def seeds(self) -> str:
         """How many of the seeds are finished: `1 of 3`."""
-        return f"{len(self.finished)} of {len(self.experiments)}"
+        return f"{len(self.summaries)} of {len(self.experiments)}"
 
     def unfinished(self) -> str:
         """How far the others have come: `seed 2: round 12 of 60, seed 3: no round yet`; empty if all are finished."""
@@ -113,7 +104,7 @@ class ReportRow(NamedTuple):
 
     def measured(self, key: str) -> Measured | None:
         """A figure of the summaries of those runs that are finished."""
-        values = [run.summary[key] for run in self.finished if run.summary.get(key) is not None]
+        values = [value for summary in self.summaries if (value := getattr(summary, key)) is not None]
         if not values:
             return None
         return Measured(mean(values), stdev(values) if len(values) > 1 else None, len(values))
@@ -170,12 +161,12 @@ def collect(directory: Path) -> Collection:
 def _read_run(folder: Path) -> Run:
     if not (folder / EXPERIMENT).exists():
         raise ResultsError(f"{folder} has no {EXPERIMENT}, the run's settings: restore it, or move the folder away")
-    experiment, rounds, summary = read_experiment(folder), read_lines(folder / ROUNDS), {}
-    check_rounds(rounds, str(folder / ROUNDS))
-    if is_finished(folder):
-        summary = read_summary(folder)
-        check_summary(summary, len(rounds), experiment.name, str(folder / SUMMARY))
-    return Run(folder, experiment, rounds, summary)
+    rounds = read_rounds(folder)
+    check_layers(rounds, str(folder / ROUNDS))
+    summary = read_summary(folder) if is_finished(folder) else None
+    if summary and summary.rounds != len(rounds):
+        raise damaged(str(folder / SUMMARY), f"{len(rounds)} rounds, as the folder has", f"it has {summary.rounds}")
+    return Run(folder, read_experiment(folder), rounds, summary)
 
 
 def _opening_comment(file: Path) -> str:

@@ -124,12 +124,12 @@ def nonzero_ratios(collection: Collection) -> Figure | None:
         canvas, panels = _panels(len(rows))
         for axes, row in zip(panels, rows, strict=True):
             records = row.runs[0].rounds
-            layers = list(records[0]["nonzero_ratio"])
+            layers = list(records[0].nonzero_ratio)
             e = row.experiment
             for number, layer in enumerate(layers):
                 shade = 0.85 * number / max(1, len(layers) - 1)
-                values = [record["nonzero_ratio"][layer] for record in records]
-                rounds = [record["round"] for record in records]
+                values = [record.nonzero_ratio[layer] for record in records]
+                rounds = [record.round for record in records]
                 axes.plot(rounds, values, color=colormaps["viridis"](shade), ls=DASHES[number % 4], lw=1, label=layer)
             axes.axhline(1 - e.sparsity + e.mask_ratio, color="black", lw=0.8)
             axes.set(title=f"{row.name}: clients send {1 - e.sparsity + e.mask_ratio:.0%}")
@@ -145,7 +145,7 @@ def nonzero_ratios(collection: Collection) -> Figure | None:
 
 def overlaps(collection: Collection) -> Figure | None:
     """How far the positions that two clients send are the same, the mean over the layers."""
-    rows = [row for row in collection.started if any(record.get("mask_overlap") for record in row.runs[0].rounds)]
+    rows = [row for row in collection.started if any(record.mask_overlap for record in row.runs[0].rounds)]
     if not rows:
         return None
     with rc_context(STYLE):
@@ -154,11 +154,11 @@ def overlaps(collection: Collection) -> Figure | None:
         # A row without masks keeps its place, so that the others look here as in the curves of accuracy.
         looks = _looks(len(rows[0].runs[0].rounds), len(collection.started))
         for row, look in zip(collection.started, looks, strict=True):
-            records = [record for record in row.runs[0].rounds if record.get("mask_overlap")]
-            if not records:
+            found = [(record.round, record.mask_overlap) for record in row.runs[0].rounds if record.mask_overlap]
+            if not found:
                 continue
-            values = [float(np.mean(list(record["mask_overlap"].values()))) for record in records]
-            axes.plot([record["round"] for record in records], values, label=row.name, **look)
+            values = [float(np.mean(list(overlap.values()))) for _, overlap in found]
+            axes.plot([round for round, _ in found], values, label=row.name, **look)
         axes.set(ylabel="Shared by two clients", ylim=(0, 1.05))  # a line at 1 is seen whole
         _round_axis(axes)
         canvas.legend(loc="outside right upper", fontsize=7)
@@ -173,7 +173,7 @@ def overlaps_by_layer(collection: Collection) -> Figure | None:
         axes = canvas.subplots()
         layers: list[str] = []
         for row, look in zip(collection.started, _looks(MARKERS_A_LINE, len(collection.started)), strict=True):
-            records = [record["mask_overlap"] for record in row.runs[0].rounds if record.get("mask_overlap")]
+            records = [record.mask_overlap for record in row.runs[0].rounds if record.mask_overlap]
             if not records:
                 continue
             late = records[len(records) // 2 :]

@@ -9,7 +9,7 @@ from zerofl.report.cells import Beside, Cell, Table, as_csv, escaped, lines_of, 
 from zerofl.report.collect import Collection
 from zerofl.report.figures import Figure, figures, persistence_table
 from zerofl.report.tables import tables
-from zerofl.run.folder import ResultsError, write_atomically
+from zerofl.run.files import ResultsError, write_atomically
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 78rem; padding: 1rem; color: #111; }

@@ -5,17 +5,17 @@ to the run's own model too.
 """
 
 from functools import cache
-from typing import Any
 
 import torch
 
 from zerofl.exchange.wire import schema_of
 from zerofl.experiment import Experiment
+from zerofl.fl.records import Summary
+from zerofl.fl.records import savings as times_smaller
 from zerofl.models import build_model
 from zerofl.report.cells import Beside
 from zerofl.report.collect import ReportRow
 from zerofl.report.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
-from zerofl.run import folder
 
 MB = 1e6
 PAPER_WIDTH = 64  # stem channels of the paper's ResNet-18
@@ -56,7 +56,7 @@ def has_other_model(experiment: Experiment) -> bool:
 
 def measured_size(rows: list[ReportRow]) -> Beside:
     """MB an update in the finished runs, from the row that sends least to the one that sends most; the paper's."""
-    measured = [sum(s["uplink_bytes"] for s in of) / sum(s["updates"] for s in of) / MB for of in _summaries(rows)]
+    measured = [sum(s.uplink_bytes for s in of) / sum(s.updates for s in of) / MB for of in _summaries(rows)]
     paper = _one_of(rows, "size")
     if paper and any(has_other_model(row.experiment) for row in rows):
         paper += f" at width {PAPER_WIDTH}"
@@ -71,7 +71,7 @@ def counted_size(rows: list[ReportRow]) -> str:
 def savings(rows: list[ReportRow]) -> Beside:
     """How many times the measured bytes the whole model would have taken; the paper's."""
     measured = [
-        folder.savings(of[0]["full_model_bytes"], sum(s["updates"] for s in of), sum(s["uplink_bytes"] for s in of))
+        times_smaller(of[0].full_model_bytes, sum(s.updates for s in of), sum(s.uplink_bytes for s in of))
         for of in _summaries(rows)  # the seeds of a row have one model
     ]
     paper = _one_of(rows, "savings")
@@ -92,9 +92,9 @@ def sizes_note(rows: list[ReportRow]) -> str:
 _counted = cache(counted_bytes)
 
 
-def _summaries(rows: list[ReportRow]) -> list[list[dict[str, Any]]]:
+def _summaries(rows: list[ReportRow]) -> list[list[Summary]]:
     """The summaries of each row that has a finished run."""
-    return [[run.summary for run in row.finished] for row in rows if row.finished]
+    return [row.summaries for row in rows if row.summaries]
 
 
 def _range(values: list[float], digits: int, unit: str = "") -> str:

@@ -1,6 +1,7 @@
 """A report's tables, as plain cells: the page, the Markdown and the CSV are made of the same."""
 
 from zerofl.experiment import Experiment
+from zerofl.fl.records import Summary
 from zerofl.report.cells import Beside, Cell, Table
 from zerofl.report.collect import Collection, ReportRow
 from zerofl.report.sizes import counted_size, measured_size, savings, sizes_note
@@ -116,7 +117,7 @@ def time_table(collection: Collection) -> Table:
     }
     rows: list[list[Cell]] = []
     for row in collection.started:
-        flops = next((run.summary["flops_a_sample"] for run in row.runs if "flops_a_sample" in run.summary), None)
+        flops = next((summary.flops_a_sample for summary in row.summaries if summary.flops_a_sample), None)
         mine = seconds[row.name]
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(
@@ -151,7 +152,7 @@ def time_table(collection: Collection) -> Table:
 
 def _when_counted(row: ReportRow) -> str:
     """What stands behind a realised sparsity of a record that has no CPU seconds either: one of an earlier version."""
-    return "" if "train_cpu_seconds" in row.runs[0].rounds[0] else " (after the last step)"
+    return " (after the last step)" if row.runs[0].rounds[0].train_cpu_seconds is None else ""
 
 
 def _ratio(dense: dict[str, float | None], mine: dict[str, float | None]) -> str:
@@ -178,21 +179,21 @@ def _seconds_a_thousand(row: ReportRow, key: str) -> float | None:
     if key == "train_cpu_seconds" and row.experiment.device != "cpu":
         return None
     records = [record for run in row.runs for record in run.rounds]
-    if not records or not all(record.get(key) and "examples" in record for record in records):
+    if not records or not all(getattr(record, key) and record.examples is not None for record in records):
         return None
-    examples = sum(record["examples"] for record in records) * row.experiment.epochs
-    return float(1000 * sum(record[key] for record in records) / examples) if examples else None
+    examples = sum(record.examples or 0 for record in records) * row.experiment.epochs
+    return float(1000 * sum(getattr(record, key) for record in records) / examples) if examples else None
 
 
 def traffic_table(collection: Collection) -> Table | None:
     """What went up and down in each finished row, the mean over its seeds; None without a finished row."""
     rows: list[list[Cell]] = []
     for row in collection.started:
-        if not row.finished:
+        if not row.summaries:
             continue
         up, down = (row.measured(key) for key in ("uplink_bytes", "downlink_bytes"))
-        both = [s["uplink_bytes"] + s["downlink_bytes"] for s in (run.summary for run in row.finished)]
-        full = sum(s["full_model_bytes"] * s["updates"] for s in (run.summary for run in row.finished))
+        both = [summary.uplink_bytes + summary.downlink_bytes for summary in row.summaries]
+        full = sum(summary.full_model_bytes * summary.updates for summary in row.summaries)
         refused = row.measured("refused_bytes")
         rows.append(
             [
@@ -234,12 +235,17 @@ def origin_table(collection: Collection) -> Table:
     for row in collection.rows:
         for run in row.runs:
             if s := run.summary:
-                versions = ", ".join(f"{name} {version}" for name, version in s["versions"].items())
-                code = ", ".join(s["code"].values()) if "code" in s else "not recorded"
-                key = (s["machine"], str(s["threads"]), versions, code, s.get("data_sha256", ""))
+                versions = ", ".join(f"{name} {version}" for name, version in s.versions.items())
+                key = (s.machine, str(s.threads), versions, _code(s), s.data_sha256 or "")
                 origins.setdefault(key, []).append(run.experiment.name)
     rows: list[list[Cell]] = [[*key, ", ".join(names)] for key, names in origins.items()]
     return Table("Machine, versions and data", ["Machine", "Threads", "Versions", "Code", "Data SHA-256", "Runs"], rows)
+
+
+def _code(summary: Summary) -> str:
+    """The hashes and the commit of the code, those of a resumed run's earlier rounds among them."""
+    values = [[value] if isinstance(value, str) else value for value in (summary.code or {}).values()]
+    return ", ".join(text for texts in values for text in texts) or "not recorded"
 
 
 def tables(collection: Collection) -> list[Table]:

@@ -5,11 +5,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from zerofl.exchange.uplink import State
+from zerofl.exchange.update import State
 from zerofl.experiment import Experiment
 from zerofl.fl.train import sparse_model
 from zerofl.models import build_model
-from zerofl.run.folder import MODEL, ResultsError, read_model
+from zerofl.run.files import MODEL, ResultsError
+from zerofl.run.folder import read_model
 
 
 def load_model(run: str | Path) -> nn.Module:
@@ -33,7 +34,7 @@ def load_model(run: str | Path) -> nn.Module:
     if not file.is_file():
         file = file / MODEL
     if not file.is_file():
-        why = "it is not finished: go on with --resume" if file.parent.is_dir() else "there is no such folder"
+        why = "it is not finished: resume it with --resume" if file.parent.is_dir() else "there is no such folder"
         raise ResultsError(f"{run}: expected the folder of a finished run, with {MODEL}; {why}")
     experiment, state = read_model(file)
     try:

@@ -1,93 +1,87 @@
-"""Whether the results will find room, before anything is computed."""
+"""What is checked before a run computes anything: its data, its model, its folder, its disk."""
 
-import errno
-import shutil
-import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from zerofl.data import load_dataset
-from zerofl.experiment import Experiment
-from zerofl.fl.train import empty_model
-from zerofl.run.folder import CHECKPOINT, CLIENTS, MODEL, ROUNDS, SNAPSHOTS, ResultsError
-from zerofl.sparse.layers import sparse_layers
+import torch
 
-# Generous: a line of rounds.jsonl is about 2 kB with ResNet-18's 16 layers, one of clients.jsonl 200 bytes.
-ROUND_BYTES, CLIENT_BYTES = 4_000, 400
-STATES = {"fedavg": 1, "fedadam": 3}
-"""Models in a checkpoint: the state, and FedAdam's two moments."""
-
-
-OWN_FILES = (ROUNDS, CLIENTS, CHECKPOINT, MODEL, f"{SNAPSHOTS}/*", "*.tmp/*", f"{SNAPSHOTS}/*.tmp/*")
-"""What a run that goes on has on the disk already. Those in .tmp folders, half written, go when it starts."""
-
-FIXES = {
-    errno.ENOSPC: "Make room",
-    errno.EDQUOT: "Make room: your quota is used up",
-    errno.EFBIG: "Raise the limit of a file's size (ulimit -f)",
-    errno.EACCES: "Give yourself the right to write there (chmod, chown)",
-    errno.EPERM: "Give yourself the right to write there (chmod, chown)",
-    errno.EROFS: "Make that disk writable",
-    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "Raise the machine's limit of open files",
-    errno.ENAMETOOLONG: "Choose a shorter name or folder",
-}
+from zerofl.data import Dataset, client_indices, load_dataset
+from zerofl.data.partition import held_out_count
+from zerofl.experiment import Experiment, ExperimentError
+from zerofl.fl.train import augmentation_of, plain_model
+from zerofl.run.folder import is_finished
+from zerofl.run.resume import check_run
+from zerofl.run.room import check_room
+from zerofl.sparse import kernels
 
 
-def fix_of(error: OSError) -> str:
-    """What to do about an error of the system, as the beginning of a sentence."""
-    return FIXES.get(error.errno or 0, "See to that")
+def preflight(
+    out: Path,
+    experiments: Sequence[Experiment],
+    resume: bool,
+    check_engine: Callable[[Experiment], None] = lambda experiment: None,
+) -> list[Experiment]:
+    """Raise unless all the experiments can run, each in the folder of its name below `out`; returns them settled.
 
-
-class Room(NamedTuple):
-    """The bytes that a run leaves behind, and those that it takes beside them while it goes on."""
-
-    kept: int
-    passing: int
-
-
-def room_of(experiment: Experiment) -> Room:
-    """What a run takes on disk, at most."""
-    e = experiment
-    model = empty_model(e, load_dataset(e.dataset, e.root))
-    model_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    sparse_bytes = sum(layer.weight.numel() * layer.weight.element_size() for _, layer in sparse_layers(model))
-    snapshots = e.rounds // e.snapshot_every + 1 if e.snapshot_every else 0
-    records = e.rounds * (ROUND_BYTES + e.clients_per_round * CLIENT_BYTES)
-    # A new checkpoint is written whole before the old one goes.
-    return Room(model_bytes + snapshots * sparse_bytes + records, 2 * STATES[e.server_optimizer] * model_bytes)
-
-
-def check_room(out: Path, experiments: Sequence[Experiment]) -> None:
-    """Make the folder `out`, and see that runs of the experiments, one after another, can be written there.
+    `check_engine` raises unless what carries the messages can be used for an experiment.
 
     Raises:
-        ResultsError: it cannot be written, or its disk has less room than they take beyond what is there of them.
+        DatasetError: a data set is not there.
+        ExperimentError: as `check_fits`.
+        ResultsError: a folder cannot be written, its disk is too full, or as `check_run`.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out) as file:
-            file.write(b"0")
-    except OSError as error:
-        raise ResultsError(f"{out}: results cannot be written there: {error}. {fix_of(error)}") from error
-    needed = kept = 0
     for experiment in experiments:
-        room, there = room_of(experiment), _bytes_there(out / experiment.name)
-        needed = max(needed, kept + room.kept + room.passing - there)
-        kept += room.kept - there
-    if (free := shutil.disk_usage(out).free) < needed:
-        raise ResultsError(
-            f"{out}: its disk has {free / 1e6:,.0f} MB left, and the runs take up to {needed / 1e6:,.0f} MB; "
-            "make room, or write elsewhere"
+        check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
+    settled = [check_run(out / experiment.name, experiment, resume) for experiment in experiments]
+    for experiment in settled:
+        check_engine(experiment)
+    check_room(out, [experiment for experiment in settled if not is_finished(out / experiment.name)])
+    return settled
+
+
+def check_fits(experiment: Experiment, dataset: Dataset) -> None:
+    """Raise unless the experiment can be run on the data set at all, before anything is trained.
+
+    Raises:
+        ExperimentError: a partition or an augmentation that the data set cannot have, nothing to train or validate
+            on, images of another size than the model takes, or a device or an instruction set that is not there.
+    """
+    e, shape = experiment, tuple(dataset.train.images.shape[1:])
+    _check_machine(e)
+    if not len(dataset.test.labels):
+        raise ExperimentError(f"{e.dataset}: {e.root} has no test part, on which the server evaluates; add one")
+    if e.partition != "node" and not len(dataset.train.labels):
+        raise ExperimentError(
+            f"{e.dataset}: {e.root} has no training part, which partition = {e.partition!r} deals to the clients; add "
+            "one, or in a deployment whose nodes have data of their own set partition = 'node'"
         )
+    augmentation_of(e, dataset)
+    try:
+        parts = client_indices(e.dataset, e.root, e.partition, e.clients, e.alpha, e.seed)
+    except ValueError as error:
+        raise ExperimentError(f"{e.dataset}: {error}") from error
+    most = max(len(part) for part in parts)
+    if e.validate_every and e.partition != "node" and not held_out_count(most, e.validation_fraction):
+        raise ExperimentError(
+            f"validate_every = {e.validate_every}, but validation_fraction = {e.validation_fraction} "
+            f"holds out none of a client's {most} samples; raise it, or set validate_every = 0"
+        )
+    try:
+        with torch.device("meta"), torch.no_grad():
+            plain_model(experiment, dataset).eval()(torch.empty(1, *shape))
+    except RuntimeError as error:
+        raise ExperimentError(
+            f"model = {experiment.model!r} does not take images of {shape}, which {experiment.dataset} has: {error}"
+        ) from error
 
 
-def _bytes_there(directory: Path) -> int:
-    """What a run's own files take."""
-    total = 0
-    for path in (path for pattern in OWN_FILES for path in directory.glob(pattern)):
-        with suppress(FileNotFoundError):  # another process has just renamed it: only one of them will get the folder
-            total += path.stat().st_size if path.is_file() else 0
-    return total
+def _check_machine(e: Experiment) -> None:
+    if kernels.REFUSED:
+        raise ExperimentError(kernels.REFUSED)
+    if e.device != "cpu" and not torch.cuda.is_available():
+        raise ExperimentError(
+            f"device = {e.device!r}: PyTorch {torch.__version__} finds no CUDA device here; leave it at cpu, or "
+            "install a PyTorch with CUDA and its driver"
+        )
+    if e.device != "cpu" and torch.device(e.device).index not in (None, *range(torch.cuda.device_count())):
+        raise ExperimentError(f"device = {e.device!r}: this machine has {torch.cuda.device_count()} CUDA devices")

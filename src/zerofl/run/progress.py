@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
 
 from rich.console import RenderableType
 from rich.live import Live
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from zerofl.data import load_dataset
 from zerofl.experiment import Experiment
+from zerofl.fl.records import RoundRecord, Summary
 from zerofl.fl.train import empty_model
 from zerofl.run.console import BETWEEN, Output, Table
 
@@ -51,7 +51,7 @@ class RunProgress:
     `earlier` are the records of the rounds that a resumed run has done before.
     """
 
-    def __init__(self, console: Output, name: str, rounds: int, earlier: list[dict[str, Any]]) -> None:
+    def __init__(self, console: Output, name: str, rounds: int, earlier: list[RoundRecord]) -> None:
         self._console, self._name, self._rounds = console, name, rounds
         self._earlier, self._started = len(earlier), time.monotonic()
         self._round, self._ends = len(earlier), 0.0
@@ -71,13 +71,13 @@ class RunProgress:
         if self._live:
             self._live.stop()
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: RoundRecord) -> None:
         """Show a round that is done."""
         self._note(record)
         self._clients = ""
         seconds_a_round = (time.monotonic() - self._started) / (self._round - self._earlier)
         self._ends = time.monotonic() + seconds_a_round * (self._rounds - self._round)
-        for failure in record["failures"]:
+        for failure in record.failures:
             cause = f"round {self._round}  client {failure['client']} failed: {failure['cause']}"
             self._console.print(BETWEEN.join([self._name, cause]))
         if not self._live:
@@ -88,12 +88,12 @@ class RunProgress:
         """Show how many of the clients of a round have replied; on a terminal only."""
         self._clients = f"client {replies}/{clients}"
 
-    def _note(self, record: dict[str, Any]) -> None:
-        self._round = record["round"]
-        self._uplink_bytes += record["uplink_bytes"]
-        if record.get("test_accuracy") is not None:
-            self._accuracy = f"accuracy {record['test_accuracy']:.1%}"
-        self._loss = "" if record["train_loss"] is None else f"loss {record['train_loss']:.3f}"
+    def _note(self, record: RoundRecord) -> None:
+        self._round = record.round
+        self._uplink_bytes += record.uplink_bytes
+        if record.test_accuracy is not None:
+            self._accuracy = f"accuracy {record.test_accuracy:.1%}"
+        self._loss = "" if record.train_loss is None else f"loss {record.train_loss:.3f}"
 
     def _figures(self) -> list[str]:
         return [self._accuracy, self._loss, f"uplink {self._uplink_bytes / MB:.1f} MB"]
@@ -123,18 +123,18 @@ class RunProgress:
         return line
 
 
-def summary_table(summaries: Iterable[dict[str, Any]]) -> Table:
+def summary_table(summaries: Iterable[Summary]) -> Table:
     """Final accuracy, savings and uplink of finished runs."""
     columns = ["run", "test accuracy", "savings", "uplink MB", "rounds", "s a round", "training s"]
     rows = [
         [
-            summary["name"],
-            f"{summary['test_accuracy']:.1%}",
-            f"{summary['savings']:.1f}x",
-            f"{summary['uplink_bytes'] / MB:.1f}",
-            str(summary["rounds"]),
-            f"{summary['seconds'] / summary['rounds']:.2f}",
-            f"{summary['train_seconds']:.1f}",
+            summary.name,
+            "" if summary.test_accuracy is None else f"{summary.test_accuracy:.1%}",
+            f"{summary.savings:.1f}x",
+            f"{summary.uplink_bytes / MB:.1f}",
+            str(summary.rounds),
+            f"{summary.seconds / summary.rounds:.2f}",
+            f"{summary.train_seconds:.1f}",
         ]
         for summary in summaries
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
-from zerofl.run.folder import EXPERIMENT, SWEEP, ResultsError, write_atomically
+from zerofl.run.files import EXPERIMENT, SWEEP, ResultsError, write_atomically
 
 METRICS = ("test_accuracy", "best_test_accuracy", "validation_accuracy")
 PAPER_FIGURES = ("accuracy", "deviation", "size", "savings")

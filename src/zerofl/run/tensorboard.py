@@ -1,7 +1,8 @@
 """A run's rounds as TensorBoard events, written as it goes."""
 
 from pathlib import Path
-from typing import Any
+
+from zerofl.fl.records import RoundRecord
 
 FOLDER = "tensorboard"
 
@@ -23,11 +24,11 @@ class RoundEvents:
     def __exit__(self, *exception: object) -> None:
         self._writer.close()
 
-    def __call__(self, record: dict[str, Any]) -> None:
+    def __call__(self, record: RoundRecord) -> None:
         """Write one round's figures: those of layers under the figure's name."""
-        for key, value in record.items():
+        for key, value in record.to_json().items():
             for name, scalar in value.items() if isinstance(value, dict) else [("", value)]:
-                if isinstance(scalar, int | float) and key != "round":
+                if isinstance(scalar, int | float) and key not in ("format", "round"):
                     tag = f"{key}/{name}" if name else key
-                    self._writer.add_scalar(tag, scalar, record["round"])
+                    self._writer.add_scalar(tag, scalar, record.round)
         self._writer.flush()

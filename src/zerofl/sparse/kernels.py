@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zerofl.errors import ZeroFLError
 
-class KernelsError(ValueError):
+
+class KernelsError(ZeroFLError, ValueError):
     """The kernels may not be used: the environment asks for what they do not have."""
 
 
@@ -411,7 +413,7 @@ def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Ten
     """The entries of `x` that are not +0 and where the magnitude of `by` is not below the threshold.
 
     Both are contiguous tensors of one shape that `takes` accepts; returns a bit for each entry, as in
-    `zerofl.exchange.uplink.Sparse`, and the values.
+    `zerofl.exchange.update.Sparse`, and the values.
     """
     x, by = x.detach().flatten(), by.detach().flatten()
     bits = _small((-(-len(x) // 8),), torch.uint8)

@@ -99,7 +99,7 @@ class _TopK:
         self.training_steps += 1
         return fresh
 
-    # Data-dependent, and exact arithmetic on sizes: torch.compile leaves the graph for it and goes on behind it.
+    # Data-dependent, and exact arithmetic on sizes: torch.compile leaves the graph for it and resumes behind it.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _thresholds(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """This call's thresholds for the weight and, where a weight gradient may be asked for, the input.

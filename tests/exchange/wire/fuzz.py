@@ -14,7 +14,7 @@ import tracemalloc
 import numpy as np
 import torch
 
-from zerofl.exchange.uplink import Update, sparsified
+from zerofl.exchange.update import Update, sparsified
 from zerofl.exchange.wire import POSITIONS, VALUES, WireError, decode, encode, schema_of
 
 SECONDS, PEAK_BYTES = 1.0, 2**20  # the model has 4,110 numbers: 16 kB

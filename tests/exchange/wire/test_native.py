@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.sparse.operands import _native
-from zerofl.exchange.uplink import Update, active_entries, sparsified
+from zerofl.exchange.update import Update, active_entries, sparsified
 from zerofl.exchange.wire import VALUES, decode, encode, entropy, schema_of
 from zerofl.exchange.wire.values import merge_planes, split_planes
 from zerofl.sparse import kernels

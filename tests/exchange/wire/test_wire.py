@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zerofl.exchange.uplink import Sparse, Update, sparsified
+from zerofl.exchange.update import Sparse, Update, sparsified
 from zerofl.exchange.wire import (
     POSITIONS,
     VALUES,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerofl.exchange.uplink import Sparse, State, Update, sparsified
+from zerofl.exchange.update import Sparse, State, Update, sparsified
 from zerofl.exchange.wire.entropy import decode_bitmap, encode_bitmap
 from zerofl.exchange.wire.reader import Reader, WireError
 from zerofl.exchange.wire.schema import ITEM_BYTES, Schema, TensorSpec

@@ -4,8 +4,10 @@ import struct
 
 import numpy as np
 
+from zerofl.errors import ZeroFLError
 
-class WireError(ValueError):
+
+class WireError(ZeroFLError, ValueError):
     """A payload that is not a well-formed update for the model; the message says what is wrong, and in which tensor."""
 
 

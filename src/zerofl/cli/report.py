@@ -1,0 +1,48 @@
+"""`zerofl report`: runs and sweeps as one page."""
+
+import argparse
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zerofl.cli.importing import importing
+
+if TYPE_CHECKING:
+    from zerofl.run.console import Output
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the command."""
+    report = commands.add_parser(
+        "report",
+        help="runs and sweeps as one page, beside the paper's figures",
+        description="Make one page, and its tables as Markdown and CSV, of runs' folders or folders of runs.",
+    )
+    report.add_argument("directories", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="for example runs/demo")
+    report.add_argument(
+        "--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: %(default)s)"
+    )
+    report.set_defaults(command=_report)
+
+
+def _report(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
+    from zerofl.errors import install_hint
+    from zerofl.run.files import ResultsError
+
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ResultsError(f"the report's figures need matplotlib: {install_hint('report')}")
+    with importing():
+        from zerofl.report.collect import collect
+        from zerofl.report.page import check_out, write_report
+
+    check_out(options.out)
+    directories = {directory.resolve(): directory for directory in options.directories}  # each once
+    files = [path for path in directories.values() if path.is_file()]
+    for path in files:  # of a shell's *, beside the folders
+        errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
+    if len(files) == len(directories):
+        raise ResultsError("there is no folder to report on: expected those of runs, for example runs/demo")
+    collections = [collect(directory) for directory in directories.values() if directory not in files]
+    for path in write_report(collections, options.out):
+        console.print(f"wrote {path}")
+    return 0

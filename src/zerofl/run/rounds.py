@@ -1,0 +1,159 @@
+"""The rounds of Algorithm 1, from the checkpoint to the last one, recorded as they finish."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from zerofl.data import Dataset, dataset_checksum, dataset_on, load_dataset
+from zerofl.exchange.aggregate import ServerOptimizer
+from zerofl.exchange.update import State
+from zerofl.exchange.wire import Schema, encode_state, schema_of
+from zerofl.experiment import Experiment
+from zerofl.fl.client import Validation, clients_of
+from zerofl.fl.flops import training_flops
+from zerofl.fl.records import RoundRecord
+from zerofl.fl.server import (
+    Answer,
+    Failure,
+    RoundError,
+    ServerState,
+    failure_records,
+    initial_state,
+    optimizer_of,
+    step,
+    test_model,
+    weighted_mean,
+)
+from zerofl.fl.train import empty_model
+from zerofl.rng import cohort
+from zerofl.run.checkpoint import Checkpoint, save_snapshot
+from zerofl.run.files import CHECKPOINT, ResultsError
+from zerofl.run.folder import finish_run, save_round
+from zerofl.run.origin import code
+
+OnRound = Callable[[RoundRecord], None]
+
+
+class Clients(Protocol):
+    """How the server reaches its clients. Both methods give an answer for each client asked, in the clients' order."""
+
+    def train(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Answer]:
+        """Have the clients train the model in `payload`."""
+        ...
+
+    def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Validation | Failure]:
+        """Have them try it on the samples that they hold out."""
+        ...
+
+
+def run_rounds(
+    connect: Callable[[], Clients],
+    experiment: Experiment,
+    directory: Path,
+    checkpoint: Checkpoint | None,
+    on_round: OnRound,
+) -> None:
+    """Run the rounds after the checkpoint's, or all of them, and finish the run's folder.
+
+    `connect` finds the clients, once it is known that the run can be resumed.
+
+    Raises:
+        RoundError: too few usable updates in a round.
+        DatasetError: the data set is not there.
+        ResultsError: it is not the data that the rounds before the checkpoint were trained on, or not their model.
+    """
+    torch.set_num_threads(experiment.threads)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    data_sha256 = dataset_checksum(experiment.dataset, experiment.root)
+    state = _start(experiment, dataset, directory, checkpoint, data_sha256)
+    schema = schema_of(state.model)
+    now = code()["sources_sha256"]
+    earlier = tuple(sources for sources in checkpoint.sources_sha256 if sources != now) if checkpoint else ()
+    _, validated = clients_of(experiment)
+    reach = connect()
+
+    payload = encode_state(state.model, schema)
+    for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
+        started = time.perf_counter()
+        clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
+        answers = reach.train(payload, round, clients)
+        state, record, client_records = step(state, answers, experiment, dataset, round)
+        downlink_bytes = len(clients) * len(payload)
+        try:
+            payload = encode_state(state.model, schema)
+        except ValueError as error:
+            raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
+        if _is_due(experiment.evaluate_every, round, experiment):
+            loss, accuracy = test_model(state.model, _on_device(experiment), experiment)
+            record = replace(record, test_loss=loss, test_accuracy=accuracy)
+        if _is_due(experiment.validate_every, round, experiment):
+            validating = [client for client in clients if client in validated]
+            record = _validated(record, reach.validate(payload, round, validating))
+            downlink_bytes += len(validating) * len(payload)
+        record = replace(record, downlink_bytes=downlink_bytes, seconds=time.perf_counter() - started)
+        if record.nonzero_ratio and _is_due(experiment.snapshot_every, round, experiment):
+            save_snapshot(directory, round, {name: state.model[f"{name}.weight"] for name in record.nonzero_ratio})
+        made = Checkpoint(round, *state, data_sha256, (*earlier, now))
+        save_round(directory, record, client_records, made)
+        on_round(record)
+    more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset)._asdict()}
+    if earlier:  # a run that was resumed with other code than it began with
+        more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
+    finish_run(directory, state.model, schema.dense_bytes, **more)
+
+
+def _is_due(every: int, round: int, experiment: Experiment) -> bool:
+    """If what is done `every` so many rounds (0: never) is done in this one; after the last it is done in any case."""
+    return every > 0 and (round % every == 0 or round == experiment.rounds)
+
+
+def _on_device(experiment: Experiment) -> Dataset:
+    return dataset_on(experiment.dataset, experiment.root, experiment.device)
+
+
+def _validated(record: RoundRecord, answers: Iterable[Validation | Failure]) -> RoundRecord:
+    """The record with the new model's accuracy on the clients' samples, weighted by their number."""
+    found = list(answers)
+    failed = [Failure(a.client, f"validation: {a.cause}") for a in found if isinstance(a, Failure)]
+    accuracy = weighted_mean([(a.accuracy, a.examples) for a in found if isinstance(a, Validation)])
+    failures = [*record.failures, *failure_records(failed)]
+    return replace(record, validation_accuracy=accuracy, failures=failures)
+
+
+def _start(
+    experiment: Experiment, dataset: Dataset, directory: Path, checkpoint: Checkpoint | None, data_sha256: str
+) -> ServerState:
+    """The state to start from: the checkpoint's, once it is known to be of this data and this model."""
+    if checkpoint is None:
+        return initial_state(experiment, dataset)
+    if checkpoint.data_sha256 != data_sha256:
+        raise ResultsError(
+            f"{directory}: its rounds 1 to {checkpoint.round} were trained on other data than is in "
+            f"{experiment.root or experiment.dataset} (SHA-256 {checkpoint.data_sha256[:16]}… and "
+            f"{data_sha256[:16]}…). Give the same data, or start elsewhere with --out"
+        )
+    model = empty_model(experiment, dataset)
+    return _state_of(checkpoint, schema_of(model.state_dict()), optimizer_of(experiment, model), directory)
+
+
+def _state_of(checkpoint: Checkpoint, schema: Schema, optimizer: ServerOptimizer, directory: Path) -> ServerState:
+    """The model's state in its own order, and the optimiser's."""
+
+    def described(state: State) -> dict[str, tuple[torch.Size, torch.dtype]]:
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+    where = f"{directory / CHECKPOINT}: expected the experiment's model"
+    fix = "restore the file, or move the run's folder away and run it again"
+    if described(checkpoint.state) != {name: (shape, dtype) for name, shape, dtype in schema.tensors}:
+        raise ResultsError(f"{where}, but its tensors have other names, shapes or types; {fix}")
+    state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
+    if described(checkpoint.optimizer_state) != described(optimizer.init(state)):
+        raise ResultsError(f"{where}, but the optimiser's tensors have other names, shapes or types; {fix}")
+    for name, tensor in (*state.items(), *checkpoint.optimizer_state.items()):
+        if not tensor.isfinite().all():
+            raise ResultsError(f"{where}, but {name} holds non-finite values (NaN or infinity); {fix}")
+    return ServerState(state, checkpoint.optimizer_state)

@@ -1,0 +1,74 @@
+"""The whole method as a plain loop, with nothing of Flower: the model is that of `zerofl run`, to the bit."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.running import experiment_of, model_bytes, run, without_times
+from zerofl.data import load_dataset
+from zerofl.exchange.uplink import UPLINKS
+from zerofl.fl.client import train_client
+from zerofl.fl.server import initial_state, step
+
+# As docs/method.md has it.
+LOOP = """
+from zerofl.data import load_dataset
+from zerofl.experiment import Experiment
+from zerofl.fl.client import train_client
+from zerofl.fl.server import initial_state, step, test_model
+from zerofl.rng import cohort
+
+experiment = Experiment({settings})
+dataset = load_dataset(experiment.dataset, experiment.root)
+state = initial_state(experiment, dataset)
+for round in range(1, experiment.rounds + 1):
+    clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
+    answers = (train_client(state.model, dataset, experiment, round, client) for client in clients)
+    state, record, _ = step(state, answers, experiment, dataset, round)
+    loss, accuracy = test_model(state.model, dataset, experiment)
+    print(f"round {{round}}: {{accuracy:.1%}}, from {{record.examples}} samples of {{record.clients}}")
+"""
+PROLOGUE = "import torch\ntorch.set_num_threads(1)\n"
+EPILOGUE = """
+import sys
+import safetensors.torch
+safetensors.torch.save_file(state.model, sys.argv[1])
+sys.exit(any(name.split(".")[0] in ("flwr", "ray") for name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_a_plain_loop_ends_where_zerofl_run_ends(uplink: str, cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, uplink=uplink, clients_per_round=4, validate_every=0)
+    run(experiment, tmp_path / "run")
+    settings = ", ".join(f"{key}={value!r}" for key, value in vars(experiment).items())
+    code = PROLOGUE + LOOP.format(settings=settings) + EPILOGUE
+    command = [sys.executable, "-c", code, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert model_bytes(tmp_path) == model_bytes(tmp_path / "run")
+    recorded = [f"round {r['round']}: {r['test_accuracy']:.1%}, from {r['examples']} samples of {r['clients']}"
+                for r in without_times(tmp_path / "run")]  # fmt: skip
+    assert done.stdout.splitlines() == recorded
+
+
+def test_method_md_has_the_loop() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    beginning, end = LOOP.strip().split("{settings}")
+    assert beginning in text
+    assert end.replace("{{", "{").replace("}}", "}") in text
+
+
+def test_the_order_of_answers_decides_nothing_but_rounding(cifar_root: Path) -> None:
+    experiment = experiment_of(cifar_root)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    state = initial_state(experiment, dataset)
+    answers = [train_client(state.model, dataset, experiment, 1, client) for client in (0, 2, 4)]
+    one, record, _ = step(state, answers, experiment, dataset, 1)
+    other, same, _ = step(state, reversed(answers), experiment, dataset, 1)
+    assert record.clients == same.clients == [0, 2, 4]
+    for name, tensor in one.model.items():
+        torch.testing.assert_close(tensor, other.model[name])

@@ -1,0 +1,61 @@
+"""The house: which room of the package may know which, counted from the imports."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import zerofl
+
+PACKAGE = Path(zerofl.__file__).parent
+
+# From the ground up: a room knows those that stand before it.
+ROOMS = (
+    "errors", "rng", "sparse", "models", "exchange", "data", "experiment",
+    "fl", "run", "report", "bench", "flower", "cli",
+)  # fmt: skip
+FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names of the modules that a file imports anywhere, or of what it imports from them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_these_are_the_rooms() -> None:
+    assert {room_of(path) for path in FILES} == set(ROOMS)
+    assert len(ROOMS) <= 13
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_run_in_one_direction(path: Path) -> None:
+    """So there is no circle either."""
+    known = set(ROOMS[: ROOMS.index(room_of(path)) + 1]) | {"_native", "__version__"}
+    of_us = {name.split(".")[1] for name in imports(path) if name.startswith("zerofl.")}
+    assert of_us <= known
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_only_flower_knows_flower(path: Path) -> None:
+    packages = {name.split(".")[0] for name in imports(path)}
+    assert room_of(path) == "flower" or not packages & {"flwr", "ray"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern", "longest"), [("src", "*.py", 350), ("cpp", "*.[ch]*", 350), ("tests", "*.py", 300)]
+)
+def test_no_file_is_long(folder: str, pattern: str, longest: int) -> None:
+    files = [path for path in (Path(__file__).parents[1] / folder).rglob(pattern) if path.is_file()]
+    sizes = {path.name: path.read_text(encoding="utf-8").count("\n") for path in files}
+    assert sizes
+    assert {name: size for name, size in sizes.items() if size > longest} == {}
