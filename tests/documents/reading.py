@@ -1,7 +1,9 @@
 """The documents, and what is in them: fenced blocks, and commands in blocks and sentences."""
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -30,3 +32,8 @@ def section(page: Path, title: str) -> str:
     _, heading, rest = page.read_text(encoding="utf-8").partition(f"\n## {title}\n")
     assert heading, f"{page.name} has no section {title!r}"
     return rest.partition("\n## ")[0]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    """The summary of a run that an example made, as its readers find it."""
+    return dict(json.loads((run / "summary.json").read_text(encoding="utf-8")))

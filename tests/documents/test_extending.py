@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.documents.reading import ROOT, fenced_in, section
+from tests.documents.reading import ROOT, fenced_in, section, summary_of
 from tests.running import experiment_of, run
 from zerofl.data import DATASETS
 from zerofl.exchange import aggregate, uplink
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.report.tables import STRATEGIES
-from zerofl.run.folder import read_summary
 
 PAGE = ROOT / "docs" / "extending.md"
 
@@ -39,7 +38,7 @@ def extended(
 def test_a_new_uplink(cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = extended("An uplink strategy", uplink, UPLINKS, monkeypatch)
     names["test_random_k_draws_by_the_weights_and_not_by_their_size"]()
-    summary = read_summary(run(experiment_of(cifar_root, rounds=1, uplink="random_k"), tmp_path / "run"))
+    summary = summary_of(run(experiment_of(cifar_root, rounds=1, uplink="random_k"), tmp_path / "run"))
     assert 0 < summary["uplink_bytes"] < summary["updates"] * summary["full_model_bytes"]
 
 
@@ -48,7 +47,7 @@ def test_a_new_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     names["test_fashion_reads_class_folders_in_order"](tmp_path / "data")
     Image.new("L", (28, 28)).save(tmp_path / "data" / "test" / "coat" / "0.png")  # which the test has damaged
     experiment = experiment_of(tmp_path / "data", dataset="fashion", rounds=1, validate_every=0)
-    assert read_summary(run(experiment, tmp_path / "run"))["rounds"] == 1
+    assert summary_of(run(experiment, tmp_path / "run"))["rounds"] == 1
 
 
 def test_a_new_server_optimiser(monkeypatch: pytest.MonkeyPatch) -> None:

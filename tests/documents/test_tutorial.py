@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.documents.reading import ROOT, fenced
+from tests.documents.reading import ROOT, fenced, summary_of
 from zerofl.cli import main
-from zerofl.run.folder import read_summary
 
 PAGE = ROOT / "docs" / "tutorial.md"
 
@@ -38,7 +37,7 @@ def test_the_tutorial_ends_as_it_says(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(session["payload"]) < dense_bytes / 3
     assert all(0 < size < 5 * dense_bytes / 3 for size in session["strategy"].uplink_bytes.values())
     assert session["strategy"].uplink_bytes.keys() == {1, 2, 3}
-    runs = {name: read_summary(tmp_path / "runs" / "tutorial" / name) for name in ("vanilla-swat", "zerofl")}
+    runs = {name: summary_of(tmp_path / "runs" / "tutorial" / name) for name in ("vanilla-swat", "zerofl")}
     assert runs["zerofl"]["uplink_bytes"] < runs["vanilla-swat"]["uplink_bytes"] / 3
     assert session["baked_accuracy"] == pytest.approx(session["final_accuracy"], abs=0.01)
     assert (tmp_path / "tutorial.html").is_file()
