@@ -4,7 +4,6 @@ README.md is the site's first page. A document's links are relative to where it 
 other documents become links between pages, and what else they name, records and sources, is copied into the site.
 """
 
-import os
 import posixpath
 import re
 from pathlib import Path
@@ -33,12 +32,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     copied = {linked for file in files.documentation_pages() for linked in _linked(file) if _page_of(linked) is None}
     for linked in sorted(copied):
         path = ROOT / linked
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        for file in _files(path):
             copy = f"{COPIES}/{file.relative_to(ROOT).as_posix()}"
-            if file.is_file() and "__pycache__" not in copy and files.get_file_from_path(copy) is None:
+            if files.get_file_from_path(copy) is None:
                 files.append(File.generated(config, copy, abs_src_path=str(file)))
         if path.is_dir():
-            listing = "".join(f"<li><a href='{name}'>{name}</a></li>\n" for name in _names(path))
+            names = [file.relative_to(path).as_posix() for file in _files(path)]
+            listing = "".join(f"<li><a href='{name}'>{name}</a></li>\n" for name in names)
             content = f"<!doctype html><meta charset='utf-8'><title>{linked}</title><h1>{linked}</h1><ul>{listing}</ul>"
             files.append(File.generated(config, f"{COPIES}/{linked}/index.html", content=content))
     return files
@@ -89,5 +89,7 @@ def _page_of(path: str) -> str | None:
     return inside if inside != path and not inside.endswith(".py") else None
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(os.path.relpath(file, folder) for file in folder.rglob("*") if file.is_file())
+def _files(path: Path) -> list[Path]:
+    """The file itself, or those of a folder, without what Python leaves there."""
+    inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
