@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint sanitize clean FORCE
+.PHONY: demo test lint docs sanitize clean FORCE
 
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
@@ -12,6 +12,12 @@ test: .venv/test.installed
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# The documents as a site: build/site/index.html. Its warnings are errors, and neither making nor reading it needs the
+# network.
+docs: .venv/docs.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "build/site/index.html is made; for its search: $(BIN)/python -m http.server --directory build/site"
 
 # The kernels' tests under the address and undefined-behaviour sanitizers, on a build of its own. -S leaves out the
 # editable install.

@@ -49,13 +49,3 @@ def test_arrows_run_in_one_direction(path: Path) -> None:
 def test_only_flower_knows_flower(path: Path) -> None:
     packages = {name.split(".")[0] for name in imports(path)}
     assert room_of(path) == "flower" or not packages & {"flwr", "ray"}
-
-
-@pytest.mark.parametrize(
-    ("folder", "pattern", "longest"), [("src", "*.py", 350), ("cpp", "*.[ch]*", 350), ("tests", "*.py", 300)]
-)
-def test_no_file_is_long(folder: str, pattern: str, longest: int) -> None:
-    files = [path for path in (Path(__file__).parents[1] / folder).rglob(pattern) if path.is_file()]
-    sizes = {path.name: path.read_text(encoding="utf-8").count("\n") for path in files}
-    assert sizes
-    assert {name: size for name, size in sizes.items() if size > longest} == {}

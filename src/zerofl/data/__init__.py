@@ -26,6 +26,7 @@ DATASETS: dict[str, Callable[[str], Dataset]] = {
     "speech_commands": load_speech_commands,
     "speech_commands_by_speaker": load_speech_commands_by_speaker,
 }
+"""The data sets by name: what reads one from a folder or archive."""
 
 
 @cache

@@ -61,7 +61,7 @@ def fetch(name: str, root: str, report: Callable[[str], None]) -> list[Path]:
         raise DatasetError(
             f"{name}: {source.repository} could not be fetched from the Hugging Face hub: "
             f"{type(error).__name__}: {error}. Without the network, give a local copy of the data set with --root; "
-            "README.md names its forms"
+            "docs/experiments.md names its forms"
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     with folder_beside(folder / "parquet") as own:

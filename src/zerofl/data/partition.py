@@ -91,6 +91,7 @@ PARTITIONS: dict[str, Callable[[Dataset, int, float, int], list[Tensor]]] = {
     "natural": lambda dataset, clients, alpha, seed: natural_partition(dataset, clients),
     "node": lambda dataset, clients, alpha, seed: node_partition(dataset, clients),
 }
+"""The partitions by name: (data set, clients, alpha, seed) -> each client's samples, int64 and rising."""
 
 
 def held_out_count(samples: int, fraction: float) -> int:

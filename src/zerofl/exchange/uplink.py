@@ -41,6 +41,7 @@ UPLINKS = {
     "diff_on_top_k_weights": Uplink(sends=change, ranks=weights, adds=True),
     "top_k_weights_diff": Uplink(sends=change, ranks=change, adds=True),
 }
+"""The strategies by name: the paper's three (§5), and vanilla SWAT's."""
 
 
 def make_update(

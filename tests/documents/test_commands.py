@@ -1,16 +1,15 @@
-"""Every command that README.md and docs/ print is played somewhere, or at least understood by what it would start.
+"""Every command that the documents print is played somewhere, or at least understood by what it would start.
 
-docs/deployment.md's `sh` blocks are played by tests/flower/test_deployment.py. All other commands, in blocks and within
+The `sh` blocks of docs/deployment.md are played by tests/flower/test_deployment.py, those of the tutorial by
+test_tutorial.py. All other commands, in blocks and within
 sentences, are given to the argument parser of what they name; a command that nothing here knows is a failure.
 """
 
 import argparse
 import itertools
-import os
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -19,27 +18,18 @@ from pathlib import Path
 
 import click
 import pytest
-import torch
 import typer.main
-from flwr.clientapp import ClientApp
 from flwr.common.config import parse_config_args
-from flwr.serverapp.strategy import FedAvg
-from torch import nn
 
-from tests.flower.test_deployment import free_port
-from tests.running import experiment_of, run
-from zerofl.cli import _parser, main
+from tests.documents.reading import FENCED, PAGES, ROOT, SHELL, blocks
+from zerofl.cli import _parser
 from zerofl.experiment import parse_setting
 from zerofl.flower.flwr_app import read_run_config
-from zerofl.models import LeafCNN
-from zerofl.run.folder import read_summary
 from zerofl.run.sweep import find_sweep, read_sweep
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "deployment"))
+sys.path.insert(0, str(ROOT / "examples" / "deployment"))
 import play
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # What the documents leave to the reader, and a value of it.
@@ -48,26 +38,19 @@ PLACEHOLDERS = {
     "key=value": "rounds=5", "N": "10", "A": "1.0", "S": "1", "HOST:PORT": "127.0.0.1:6379",
 }  # fmt: skip
 OWN_FILE = "file.toml"
-"""A file of the reader's: README's example."""
+"""A file of the reader's: the example in docs/experiments.md."""
+
+PLAYED = (play.PAGE.name, "tutorial.md")
+"""The pages whose `sh` blocks are played by a test of their own."""
 
 # Commands of the system, and where what they do is tested.
 OF_THE_SYSTEM = {"kill -9": "tests/run/test_runs.py kills and resumes"}
 
 
-FENCED = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-SHELL = ("sh", "bash", "console")
-
-
-def blocks(page: Path, *languages: str) -> list[str]:
-    """The contents of a page's fenced blocks of these languages."""
-    found = FENCED.findall(page.read_text(encoding="utf-8"))
-    return [content for language, content in found if language in languages]
-
-
 def commands(page: Path) -> Iterator[str]:
     """The commands of a page: in blocks line by line, and in sentences what begins with a program and goes on."""
     text = page.read_text(encoding="utf-8")
-    played = play.commands() if page == play.PAGE else []
+    played = blocks(page, "sh") if page.name in PLAYED else []
     for language, block in FENCED.findall(text):
         if language not in ("", *SHELL) or block in played:
             continue
@@ -198,8 +181,8 @@ CHECKS: dict[str, Callable[[list[str], Path], None]] = {
 
 @pytest.fixture(scope="session")
 def own_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """README's example of a file."""
-    (example,) = blocks(ROOT / "README.md", "toml")
+    """The example of a file in docs/experiments.md."""
+    (example,) = blocks(ROOT / "docs" / "experiments.md", "toml")
     path = tmp_path_factory.mktemp("own") / OWN_FILE
     path.write_text(example)
     return path
@@ -248,79 +231,3 @@ def test_commands_are_found_where_they_stand(tmp_path: Path) -> None:
 def test_a_wrong_command_would_be_found(command: str, own_file: Path) -> None:
     with pytest.raises((Exception, pytest.fail.Exception)):  # of each checker's own kind
         test_a_printed_command_is_understood(command, own_file, own_file.parent)
-
-
-def test_the_readmes_own_file_runs(
-    own_file: Path, cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`zerofl run file.toml --root DIR`, at the size of the fixture."""
-    assert "zerofl run file.toml --root DIR" in (ROOT / "README.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    small = {"clients": 4, "clients_per_round": 2, "width": 4, "rounds": 1, "threads": 1}
-    settings = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    assert main(["run", str(own_file), "--root", str(cifar_root), *settings]) == 0
-    assert read_summary(tmp_path / "runs" / "file" / "zerofl").rounds == 1
-
-
-def test_the_readmes_python_runs(cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a model, an app and a run of the reader's; the run stands where README says."""
-    monkeypatch.chdir(tmp_path)
-    run(experiment_of(cifar_root, rounds=1), tmp_path / "runs" / "demo" / "zerofl")
-    names = {
-        "ClientApp": ClientApp,
-        "FedAvg": FedAvg,
-        "model": LeafCNN(),
-        "torch": torch,
-        "x": torch.zeros(2, 3, 32, 32),  # for the model of that run
-    }
-    for block in blocks(ROOT / "README.md", "python"):
-        exec(block, names)
-    assert isinstance(names["model"], nn.Module)
-
-
-def test_the_readmes_flower_app_runs(tmp_path: Path) -> None:
-    """README's `flwr run`, really: Flower's simulation on ports of its own, with two clients and one round."""
-    (command,) = [c for c in commands(ROOT / "README.md") if c.startswith("flwr run")]
-    for printed, small in (
-        ('out="/data/runs"', f'out="{tmp_path}/runs" clients=2 clients_per_round=2 rounds=1 threads=1'),
-        ("num-supernodes=10", "num-supernodes=2"),
-        (" --stream", ""),
-    ):
-        assert printed in command
-        command = command.replace(printed, small)
-    port = free_port()
-    env = play.environment({
-        "FLWR_HOME": str(tmp_path / "flwr home"), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "RAY_USAGE_STATS_ENABLED": "0",
-    })  # fmt: skip
-    superlink = f"flower-superlink --insecure --simulation --host 127.0.0.1 --port {port}\n"
-    config = f'[superlink]\ndefault = "mine"\n[superlink.mine]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    (tmp_path / "flwr home").mkdir()
-    (tmp_path / "flwr home" / "config.toml").write_text(config)
-    server = play.start("", superlink, tmp_path, env, tmp_path / "superlink.log")
-    try:
-        subprocess.run(["bash", "-ec", f"{command} --stream"], cwd=ROOT, env=env, check=True, timeout=180)
-        assert read_summary(tmp_path / "runs" / "run").updates == 2
-    finally:
-        play.stop(server)
-
-
-def test_the_page_is_played_in_a_new_folder_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine").write_text("")
-    with pytest.raises(SystemExit) as refused:
-        play.main([str(tmp_path)])
-    assert refused.value.code == 2
-    assert f"{tmp_path} is there already" in capsys.readouterr().err
-    assert os.listdir(tmp_path) == ["mine"]
-    with pytest.raises(SystemExit):
-        play.main([str(tmp_path / "mine")])
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_shell_understands_the_blocks_and_variables_are_quoted(page: Path) -> None:
-    """A path with a space would fall apart: every `$NAME` of a command stands within quotes."""
-    for block in blocks(page, *SHELL):
-        subprocess.run(["bash", "-n", "-c", block], check=True)
-        code = re.sub(r"<<END\n.*?^END$", "", block, flags=re.DOTALL | re.MULTILINE)
-        code = re.sub(r'"(?:\\.|[^"\\])*"|\'[^\']*\'|#.*', "", code)
-        assert "$" not in code, f"{page.name}: {code}"
