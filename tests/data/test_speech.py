@@ -1,4 +1,5 @@
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from zerofl.cli import main
 from zerofl.data import DatasetError, load_dataset
 from zerofl.data.check import check_dataset
 from zerofl.data.speech import (
@@ -78,6 +80,16 @@ def test_it_says_how_far_it_has_come(
         dataset = load_speech_commands(str(speech_root))
     total = len(dataset.train.labels)
     assert f"MFCC of the training part: 0 of {total} sounds" in caplog.messages
+
+
+def test_the_command_prints_it_and_leaves_the_logger_as_it_was(
+    speech_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = logging.getLogger("zerofl.data")
+    before = logger.level, list(logger.handlers)
+    main(["data", "check", "speech_commands", "--root", str(speech_root)])
+    assert "MFCC of the training part: 0 of " in capsys.readouterr().err
+    assert (logger.level, logger.handlers) == before
 
 
 def test_no_speaker_is_in_both_parts_of_the_split_by_speaker(speech_root: Path) -> None:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import os
@@ -312,20 +313,25 @@ def test_a_dense_run_keeps_no_empty_snapshots(cifar_root: Path, tmp_path: Path) 
     assert list(read_snapshots(tmp_path / "sparse")) == [1]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def files_of_at_most_16_kb() -> Iterator[None]:
-    """As on a disk that has no more room: a longer one cannot be written."""
+    """As on a disk that has no more room: a longer one cannot be written.
+
+    Around the one call: pytest's own output may go to a longer file.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16_384, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.usefixtures("files_of_at_most_16_kb")
 def test_a_checkpoint_without_room_leaves_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, Checkpoint(1, {"w": torch.ones(10)}, {}, "data"))
-    with pytest.raises(OSError, match=r"\[Errno 27\] File too large: .*checkpoint\.safetensors"):
+    cause = r"\[Errno 27\] File too large: .*checkpoint\.safetensors"
+    with files_of_at_most_16_kb(), pytest.raises(OSError, match=cause):
         save_checkpoint(path, Checkpoint(2, {"w": torch.ones(10_000)}, {}, "data"))
     assert load_checkpoint(path).round == 1
     assert [file.name for file in tmp_path.iterdir()] == [path.name]

@@ -1,9 +1,10 @@
 """The command line: `zerofl run`, `report`, `evaluate`, `data` and `bench`, a file for each."""
 
 import argparse
+import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from zerofl.cli import bench, data, evaluate, report, run
@@ -46,14 +47,27 @@ def _command(options: argparse.Namespace, console: "Output", errors: "Output") -
         import torch  # noqa: F401 (every command needs it)
     from zerofl.errors import ZeroFLError
 
-    logging.getLogger("zerofl.data").handlers = [_Lines(errors)]
-    logging.getLogger("zerofl.data").setLevel(logging.INFO)
     try:
-        status: int = options.command(options, console, errors)
+        with _printing("zerofl.data", errors):
+            status: int = options.command(options, console, errors)
     except (ZeroFLError, OSError) as error:
         errors.print(f"zerofl: {error}")
         return 2
     return status
+
+
+@contextlib.contextmanager
+def _printing(name: str, output: "Output") -> Iterator[None]:
+    """Print what the logger `name` has to say; afterwards it is as the program that called `main` had it."""
+    logger, lines = logging.getLogger(name), _Lines(output)
+    level = logger.level
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(lines)
 
 
 class _Lines(logging.Handler):
