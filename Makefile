@@ -12,6 +12,7 @@ test: .venv/test.installed
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror cpp/*/*
 
 # The documents as a site: build/site/index.html. Its warnings are errors, and neither making nor reading it needs the
 # network.
@@ -34,7 +35,7 @@ MODULES := $(sort $(shell find src -name '*.py'))
 .venv/modules: FORCE
 	@mkdir -p .venv && echo '$(MODULES)' | cmp -s - $@ || echo '$(MODULES)' > $@
 
-.venv/%.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*) .venv/modules
+.venv/%.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*/*) .venv/modules
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	touch $@

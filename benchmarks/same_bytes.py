@@ -26,7 +26,7 @@ import torch
 from zerofl.exchange.uplink import UPLINKS, make_update
 from zerofl.exchange.wire import POSITIONS, VALUES, encode, encode_state, schema_of
 from zerofl.run.origin import origin
-from zerofl.sparse.kernels import isa
+from zerofl.sparse.dispatch import isa
 
 PROJECT = Path(__file__).parents[1]
 RECORD = PROJECT / "benchmarks" / "results" / "same_bytes.json"

@@ -32,7 +32,7 @@ def test_a_former_module_gives_what_the_new_one_has_and_says_where_it_is(before:
 
 
 def test_it_is_an_attribute_too() -> None:
-    with pytest.warns(DeprecationWarning, match="zerofl.sparse.layers now"):
+    with pytest.warns(DeprecationWarning, match="zerofl.sparse.sparsify now"):
         assert zerofl.layers.sparsify_ is sparsify_
     with pytest.raises(AttributeError, match="^module 'zerofl' has no attribute 'layer'$"):
         zerofl.layer  # noqa: B018
@@ -49,7 +49,7 @@ def test_a_model_that_was_pickled_before_is_loaded() -> None:
         assert f"c{now}\n".encode() in pickled
         pickled = pickled.replace(f"c{now}\n".encode(), f"c{before}\n".encode())
     expected = model(torch.arange(3 * 36.0).view(1, 3, 6, 6).sin())
-    with pytest.warns(DeprecationWarning, match="zerofl.layers is zerofl.sparse.layers now"):
+    with pytest.warns(DeprecationWarning, match="zerofl.layers is zerofl.sparse.sparsify now"):
         loaded = pickle.loads(pickled)
     assert [type(module) for module in loaded] == [type(module) for module in model]
     assert torch.equal(loaded(torch.arange(3 * 36.0).view(1, 3, 6, 6).sin()), expected)

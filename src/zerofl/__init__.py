@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zerofl.run.load import load_model
-    from zerofl.sparse.layers import SparseConv2d, SparseLinear, bake_, densify_, realised_sparsity, sparsify_
+    from zerofl.sparse.layers import SparseConv2d, SparseLinear
+    from zerofl.sparse.sparsify import bake_, densify_, realised_sparsity, sparsify_
 
 __all__ = ["SparseConv2d", "SparseLinear", "bake_", "densify_", "load_model", "realised_sparsity", "sparsify_"]
 
 _MOVED = {
     "aggregate": "exchange.aggregate",
     "innermost": "sparse.layout",
-    "layers": "sparse.layers",
+    "layers": "sparse.sparsify",
     "native": "sparse.kernels",
     "paper_bytes": "report.paper_bytes",
     "results": "run.folder",
@@ -34,7 +35,7 @@ _MOVED = {
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: PyTorch takes seconds, and `zerofl --help` does without."""
     if name in __all__:
-        return getattr(import_module("zerofl.run.load" if name == "load_model" else "zerofl.sparse.layers"), name)
+        return getattr(import_module("zerofl.run.load" if name == "load_model" else "zerofl.sparse.sparsify"), name)
     if name == "__version__":
         from importlib.metadata import version
 

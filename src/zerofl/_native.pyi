@@ -1,7 +1,7 @@
 """The kernels' module, built from cpp/. Tensors are contiguous, float32, on the CPU, [channels, height, width, batch].
 
 Every function writes into tensors that the caller has allocated, and raises ValueError or TypeError for one that does
-not have the type or the shape expected. `zerofl.sparse.kernels` is its only user.
+not have the type or the shape expected. `zerofl.sparse.dispatch` loads it.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,6 @@ def seconds() -> dict[str, float]:
 class Geometry:
     """A convolution's sizes: input [C, H, W, N], weight [O, C, kH, kW] -> output [O, H', W', N]."""
 
-    output: tuple[int, int, int, int]
-
     def __init__(
         self,
         input: Sequence[int],
@@ -46,16 +44,28 @@ class Geometry:
         padding: Sequence[int],
         dilation: Sequence[int],
     ) -> None: ...
+    @property
+    def output(self) -> tuple[int, int, int, int]: ...
+
+class TopK:
+    """The k entries that are largest in magnitude are active, and all that equal the k-th.
+
+    They begin near `near`, if that is above 0: then finding them takes one pass over the tensor. The result does not
+    depend on it.
+    """
+
+    def __init__(self, k: int, near: float = 0.0) -> None: ...
+
+class AtLeast:
+    """All entries from `threshold` on in magnitude are active, about `expected` of them: the work is cut for these."""
+
+    def __init__(self, threshold: float, expected: int = 0) -> None: ...
 
 class Convolution:
     """A convolution of one training step: makes the output, and keeps the active entries for the backward pass.
 
-    A choice is (k, threshold, exact): see `kernels.Choice`. Without one for the input there is no grad_weight.
+    Without a choice for the input there is no grad_weight.
     """
-
-    weight_threshold: float
-    active_weights: int
-    input_threshold: float | None
 
     def __init__(
         self,
@@ -64,11 +74,17 @@ class Convolution:
         weight: Tensor,
         bias: Tensor | None,
         output: Tensor,
-        weight_choice: tuple[int, float, bool],
-        input_choice: tuple[int, float, bool] | None,
+        weight_choice: TopK | AtLeast,
+        input_choice: TopK | AtLeast | None,
         for_grad_input: bool,
         threads: int,
     ) -> None: ...
+    @property
+    def weight_threshold(self) -> float: ...
+    @property
+    def active_weights(self) -> int: ...
+    @property
+    def input_threshold(self) -> float | None: ...
     def backward(
         self,
         grad_output: Tensor,
@@ -78,6 +94,31 @@ class Convolution:
         threads: int,
     ) -> None:
         """Makes the gradients that are given; `addend`, of the input's shape, is added to grad_input."""
+
+class Linear:
+    """A linear layer of one training step, as `Convolution`: input [I, N], weight [O, I] -> output [O, N]."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        output: Tensor,
+        weight_choice: TopK | AtLeast,
+        input_choice: TopK | AtLeast | None,
+        for_grad_input: bool,
+        threads: int,
+    ) -> None: ...
+    @property
+    def weight_threshold(self) -> float: ...
+    @property
+    def active_weights(self) -> int: ...
+    @property
+    def input_threshold(self) -> float | None: ...
+    def backward(
+        self, grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, threads: int
+    ) -> None:
+        """Makes the gradients that are given."""
 
 def batch_norm(
     x: Tensor,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerofl.sparse.layout import fork, norm_relu, relu_pool
+from zerofl.sparse.blocks import fork, norm_relu, relu_pool
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
 

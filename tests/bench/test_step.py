@@ -7,10 +7,10 @@ import torch
 
 from zerofl.bench import step
 from zerofl.cli import main
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch, kernels
 
 pytestmark = pytest.mark.skipif(
-    kernels.UNAVAILABLE is not None, reason="zerofl is installed without its native kernels"
+    dispatch.UNAVAILABLE is not None, reason="zerofl is installed without its native kernels"
 )
 
 

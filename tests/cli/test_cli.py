@@ -19,7 +19,7 @@ from zerofl.run.files import CHECKPOINT
 from zerofl.run.folder import read_lines, read_summary
 from zerofl.run.resume import locked
 from zerofl.run.sweep import read_sweep
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_tensorboard_gets_every_round(file: str, tmp_path: Path) -> None:
     assert any(tag.startswith("nonzero_ratio/layer1") for tag in events.Tags()["scalars"])
 
 
-@pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no kernels")
+@pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no kernels")
 def test_an_instruction_set_that_is_not_there_is_told_where_the_kernels_are_used(file: str, tmp_path: Path) -> None:
     code = """if True:
         import sys, torch, zerofl, zerofl.cli
@@ -193,12 +193,11 @@ def test_an_instruction_set_that_is_not_there_is_told_where_the_kernels_are_used
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no kernels")
+@pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no kernels")
 def test_refused_kernels_are_told_without_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "REFUSED", "ZEROFL_ISA=foo: expected another")
-    monkeypatch.setattr(kernels, "_native", kernels._Refused())
+    monkeypatch.setattr(dispatch, "REFUSED", "ZEROFL_ISA=foo: expected another")
     assert main(["bench", "uplink"]) == 2
     assert capsys.readouterr().err.endswith("\nzerofl: ZEROFL_ISA=foo: expected another\n")
 

@@ -8,7 +8,8 @@ from zerofl.data import Dataset, load_dataset
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate, train
 from zerofl.run.preflight import check_fits
-from zerofl.sparse.layers import SparseConv2d, sparse_layers
+from zerofl.sparse.layers import SparseConv2d
+from zerofl.sparse.sparsify import sparse_layers
 
 
 def tiny(root: Path, **values: object) -> tuple[Experiment, Dataset]:

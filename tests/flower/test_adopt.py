@@ -31,7 +31,7 @@ from zerofl import sparsify_
 from zerofl.flower import SparseUplink, uplink_mod
 from zerofl.flower.adopt import sparse_by_shape
 from zerofl.flower.engines import InProcessGrid
-from zerofl.sparse.layers import sparse_layers
+from zerofl.sparse.sparsify import sparse_layers
 
 CLIENTS = 4
 

@@ -25,7 +25,6 @@ from zerofl.run.files import CHECKPOINT, EXPERIMENT, ResultsError, write_atomica
 from zerofl.run.folder import save_round
 from zerofl.run.origin import code
 from zerofl.run.resume import check_run, open_run
-from zerofl.sparse import kernels
 
 STATE = {"w": torch.randn(3, 2), "n": torch.tensor(7)}
 MOMENTS = {"m.w": torch.randn(3, 2), "v.w": torch.rand(3, 2)}
@@ -354,10 +353,3 @@ def test_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {(tmp_path / name).stat().st_mode & 0o777 for name in ("checkpoint", "text")} == {0o640}
-
-
-@pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no native kernels")
-def test_the_summary_says_which_kernels_trained() -> None:
-    assert folder._kernels(Experiment()) == kernels.isa()
-    assert folder._kernels(Experiment(precision="bfloat16")) == "reference: bfloat16 on cpu"
-    assert folder._kernels(Experiment(device="cuda")) == "reference: float32 on cuda"

@@ -19,7 +19,7 @@ from zerofl.models import LeafCNN
 from zerofl.run.evaluate import evaluate_run
 from zerofl.run.files import ResultsError
 from zerofl.run.folder import read_experiment, read_summary
-from zerofl.sparse.layers import sparse_layers
+from zerofl.sparse.sparsify import sparse_layers
 
 MODEL = "model.safetensors"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zerofl.run import origin
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch, kernels
 
 PACKAGE = Path(origin.__file__).parents[1]
 
@@ -58,9 +58,9 @@ def test_the_commit_is_of_the_checkout_that_tracks_the_package(copy: Path) -> No
     assert origin._commit(copy) == {"commit": f"{commit}+changes"}
 
 
-@pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no kernels")
+@pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no kernels")
 def test_the_kernels_say_what_they_were_built_from() -> None:
-    assert len(kernels.sources()) == 64
+    assert len(dispatch.sources()) == 64
 
 
 def test_origin_has_what_a_record_needs() -> None:

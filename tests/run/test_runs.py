@@ -37,7 +37,7 @@ from zerofl.run.files import ResultsError
 from zerofl.run.folder import read_lines, read_summary
 from zerofl.run.preflight import check_fits
 from zerofl.run.resume import open_run
-from zerofl.sparse.layers import sparse_layers
+from zerofl.sparse.sparsify import sparse_layers
 
 FIELDS = {
     "format", "round", "lr", "clients", "examples", "failures", "train_loss", "train_seconds", "train_cpu_seconds",

@@ -6,20 +6,20 @@ in whatever order a kernel adds them; and their many ties tell an active set tha
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from zerofl.sparse import swat
+from zerofl.sparse import dispatch, swat
 from zerofl.sparse.topk import top_k_threshold_by_sorting
 
-_native = pytest.importorskip("zerofl._native", reason="zerofl is installed without its native kernels")
+pytest.importorskip("zerofl._native", reason="zerofl is installed without its native kernels")
+_native = dispatch.native
 
 ISAS: list[str] = _native.isas()
 MARGIN = 67  # floats about a tensor that nobody may touch; odd, so that results do not begin on a cache line
-Choice = tuple[int, float, bool]
 
 
 @contextmanager
@@ -103,6 +103,10 @@ class Geometry(NamedTuple):
         return (self.out_channels, *self.out_size, self.batch)
 
     @property
+    def is_linear(self) -> bool:
+        return self.size == self.kernel == self.stride == (1, 1) and self.padding == (0, 0)
+
+    @property
     def samples(self) -> tuple[int, ...]:
         """The input at every stride-th position."""
         height, width = (-(-size // stride) for size, stride in zip(self.size, self.stride, strict=True))
@@ -148,12 +152,15 @@ class Results(NamedTuple):
     grad_weight: Tensor
 
 
-def train(
-    operands: Operands, weight_choice: Choice, input_choice: Choice, threads: int
-) -> tuple[Results, float, float]:
-    """The three products by the kernels in use, in memory that was NaN, and the thresholds of weight and input."""
+def train(operands: Operands, weight_choice: Any, input_choice: Any, threads: int) -> tuple[Results, float, float]:
+    """The three products by the kernels in use, in memory that was NaN, and the thresholds of weight and input.
+
+    A linear layer's geometry without an addend is computed as a linear layer, with one as a convolution.
+    """
     g = operands.geometry
     results = Results(blank(g.output), blank(g.input), blank(g.weight))
+    if g.is_linear and operands.addend is None:
+        return train_linear(operands, results, weight_choice, input_choice, threads)
     convolution = _native.Convolution(
         g.native,
         operands.input,
@@ -169,6 +176,22 @@ def train(
     for result in results:
         assert surroundings(result).isnan().all(), "a kernel wrote outside its result"
     return results, convolution.weight_threshold, convolution.input_threshold
+
+
+def train_linear(
+    operands: Operands, results: Results, weight_choice: Any, input_choice: Any, threads: int
+) -> tuple[Results, float, float]:
+    def matrix(x: Tensor) -> Tensor:
+        """[C, 1, 1, N] or [O, C, 1, 1] -> its two dimensions, on the same memory."""
+        return x.view(x.shape[0], -1)
+
+    output, grad_input, grad_weight = map(matrix, results)
+    x, w = matrix(operands.input), matrix(operands.weight)
+    linear = _native.Linear(x, w, operands.bias, output, weight_choice, input_choice, True, threads)
+    linear.backward(matrix(operands.grad_output), grad_input, grad_weight, threads)
+    for result in results:
+        assert surroundings(result).isnan().all(), "a kernel wrote outside its result"
+    return results, linear.weight_threshold, linear.input_threshold
 
 
 def reference(operands: Operands, weight_threshold: float, input_threshold: float) -> Results:
@@ -188,9 +211,9 @@ def reference(operands: Operands, weight_threshold: float, input_threshold: floa
     return Results(y.detach().permute(1, 2, 3, 0), grad_input, w.grad)
 
 
-def fresh(x: Tensor, k: int) -> tuple[Choice, float]:
+def fresh(x: Tensor, k: int) -> tuple[Any, float]:
     """The choice of the k largest of x without a guess, and the threshold that it has to find."""
-    return (k, 0.0, False), top_k_threshold_by_sorting(x, k).item()
+    return _native.TopK(k), top_k_threshold_by_sorting(x, k).item()
 
 
 def assert_same(actual: Results, expected: Results) -> None:

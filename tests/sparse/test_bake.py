@@ -14,7 +14,8 @@ from torch.nn.utils import prune
 import zerofl
 from zerofl.models import LeafCNN, ResNet18
 from zerofl.sparse import layout
-from zerofl.sparse.layers import Backend, sparse_layers
+from zerofl.sparse.layers import Backend
+from zerofl.sparse.sparsify import sparse_layers
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
 

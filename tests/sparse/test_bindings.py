@@ -16,8 +16,8 @@ INT_MAX = 2**31 - 1
 SIZES = Geometry(batch=3, in_channels=4, out_channels=8, size=(6, 5))
 FORWARD: dict[str, Any] = {
     "geometry": SIZES.native, "input": torch.ones(SIZES.input), "weight": torch.ones(SIZES.weight),
-    "bias": torch.ones(8), "output": torch.ones(SIZES.output), "weight_choice": (9, 0.0, False),
-    "input_choice": (9, 0.0, False), "for_grad_input": True, "threads": 2,
+    "bias": torch.ones(8), "output": torch.ones(SIZES.output), "weight_choice": _native.TopK(9),
+    "input_choice": _native.TopK(9), "for_grad_input": True, "threads": 2,
 }  # fmt: skip
 X = torch.ones(2, 3, 3, 3)
 BITS = torch.ones(2, 4, dtype=torch.uint8)  # one for each of 27 entries of two channels
@@ -35,6 +35,16 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         {"input": (4, 6, 5, 3), "weight": (8, 4, 3, 3), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)},
     ),
     "Convolution": (_native.Convolution, FORWARD),
+    "Linear": (
+        _native.Linear,
+        {"input": torch.ones(5, 3), "weight": torch.ones(8, 5), "bias": torch.ones(8), "output": torch.ones(8, 3),
+         "weight_choice": _native.TopK(9), "input_choice": _native.AtLeast(0.5), "for_grad_input": True, "threads": 2},
+    ),
+    "linear_backward": (
+        lambda **arguments: _native.Linear(**CALLS["Linear"][1]).backward(**arguments),
+        {"grad_output": torch.ones(8, 3), "grad_input": torch.ones(5, 3), "grad_weight": torch.ones(8, 5),
+         "threads": 2},
+    ),
     "backward": (
         backward,
         {"grad_output": torch.ones(SIZES.output), "addend": torch.ones(SIZES.samples),
@@ -63,6 +73,7 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         {"grad_y": X, "place": PLACES, "size": 1, "grad_x": X.clone(), "threads": 2},
     ),
 }  # fmt: skip
+OF_ANOTHER_SHAPE = "does not have the shape that the other arguments give it|expected a tensor with entries|no channels"
 ARGUMENTS = [(call, name) for call, (_, good) in CALLS.items() for name in good]
 
 
@@ -71,8 +82,14 @@ def call(name: str, **spoilt: Any) -> object:
     return function(**(good | spoilt))
 
 
-def refuses(name: str, **spoilt: Any) -> None:
-    with pytest.raises((ValueError, TypeError)):
+def refuses(name: str, message: str, **spoilt: Any) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(name, **spoilt)
+
+
+def does_not_fit(name: str, **spoilt: Any) -> None:
+    """It is no argument for this function: of another type, number of dimensions, or out of a C++ int."""
+    with pytest.raises(TypeError, match="incompatible function arguments"):
         call(name, **spoilt)
 
 
@@ -87,69 +104,92 @@ def test_a_tensor_of_another_kind_or_shape_is_refused(name: str, argument: str) 
     others = [good.double(), good.int(), good.to("meta"), good.tolist(), good.to_sparse(), 1.0, "x"]
     others += [good.float()] if good.dtype == torch.uint8 else [good.byte()]
     others += [good.new_ones(*good.shape[:-1], 2 * good.shape[-1])[..., ::2]]  # strided
-    if name != "top_k_threshold":  # which takes any shape
-        others += [good[None], good[0], good.new_empty(0), good.expand(2, *good.shape)]
-        for dim in range(good.dim()):
-            for change in (1, -1):
-                others.append(good.new_ones([size + change * (d == dim) for d, size in enumerate(good.shape)]))
     if good.dim() == 4:
         others.append(good.to(memory_format=torch.channels_last))
     for other in others:
-        refuses(name, **{argument: other})
+        does_not_fit(name, **{argument: other})
+    if name == "top_k_threshold":  # which takes any shape
+        return
+    for other in (good[None], good[0], good.new_empty(0), good.expand(2, *good.shape)):
+        with pytest.raises((ValueError, TypeError), match=f"incompatible function arguments|{OF_ANOTHER_SHAPE}"):
+            call(name, **{argument: other})
+    for dim in range(good.dim()):
+        for change in (1, -1):
+            other = good.new_ones([size + change * (d == dim) for d, size in enumerate(good.shape)])
+            refuses(name, OF_ANOTHER_SHAPE, **{argument: other})
 
 
 @pytest.mark.parametrize(("name", "argument"), ARGUMENTS)
 def test_nonsense_is_refused(name: str, argument: str) -> None:
     for nonsense in ("x", object(), [None], 1 + 1j, b"", {}):
-        refuses(name, **{argument: nonsense})
+        does_not_fit(name, **{argument: nonsense})
 
 
-@pytest.mark.parametrize("k", [-1, 4 * 6 * 5 * 3 + 1, 2**40, 2**70, 1.5, math.nan, None])
-def test_a_k_that_no_tensor_has_is_refused(k: Any) -> None:
-    refuses("top_k_threshold", k=k)
-    refuses("Convolution", weight_choice=(k, 0.0, False))
-    refuses("Convolution", input_choice=(k, 0.0, False))
-    refuses("Convolution", input_choice=(k, 0.0, True))
+@pytest.mark.parametrize("k", [-1, 4 * 6 * 5 * 3 + 1, 2**40])
+def test_a_k_that_no_tensor_has_is_refused(k: int) -> None:
+    refuses("top_k_threshold", "k is out of range", k=k)
+    for name in ("Convolution", "Linear"):
+        refuses(name, "k is out of range", weight_choice=_native.TopK(k))
+        refuses(name, "k is out of range", input_choice=_native.TopK(k))
 
 
-@pytest.mark.parametrize(
-    "choice", [(), (1,), (1, 0.0), (1, 0.0, False, 1), (1, "0", False), (1, None, False), (1, 0.0, "x"), 1]
-)
-def test_a_choice_is_a_count_a_threshold_and_a_truth(choice: Any) -> None:
-    refuses("Convolution", weight_choice=choice)
-    refuses("Convolution", input_choice=choice)
+@pytest.mark.parametrize("k", [2**70, 1.5, math.nan, None])
+def test_a_k_that_is_no_number_is_refused(k: Any) -> None:
+    does_not_fit("top_k_threshold", k=k)
+    for choice in (_native.TopK, lambda k: _native.AtLeast(0.5, k)):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
+            choice(k)
+
+
+@pytest.mark.parametrize("choice", [(), (1, 0.0), 1, 0.5])
+def test_a_choice_is_the_top_k_or_what_is_at_least_a_threshold(choice: Any) -> None:
+    for name in ("Convolution", "Linear"):
+        does_not_fit(name, weight_choice=choice)
+        does_not_fit(name, input_choice=choice)
 
 
 def with_side(shape: tuple[int, ...], place: int, side: int) -> tuple[int, ...]:
     return (*shape[:place], side, *shape[place + 1 :])
 
 
+NUMBERS = "expected input and weight sizes of 4 numbers, and stride, padding and dilation of 2"
+POSITIVE = "sizes, strides and dilations have to be 1 or more"
+
+
 @pytest.mark.parametrize(
-    "sizes",
+    ("sizes", "message"),
     [
-        *({argument: (value, value)} for argument in ("stride", "dilation") for value in (0, -1, -INT_MAX, 2**31, 1.5)),
-        *({"padding": (value, 0)} for value in (-1, -INT_MAX, 2**31, 0.5)),
-        *({argument: value} for argument in ("stride", "padding", "dilation") for value in ((), (1,), (1, 1, 1), 1)),
-        *({"input": with_side((4, 6, 5, 3), i, bad)} for i in range(4) for bad in (0, -1, 2**31)),
-        *({"weight": with_side((8, 4, 3, 3), i, bad)} for i in range(4) for bad in (0, -1, 2**31)),
-        {"input": (4, 6, 5)},
-        {"weight": (8, 4, 3)},
-        {"weight": (8, 3, 3, 3)},  # other channels than the input's
-        {"weight": (8, 4, 7, 3)},  # larger than the input
-        {"dilation": (1, 3)},
-        {"dilation": (INT_MAX, INT_MAX)},
+        *(({of: (bad, bad)}, POSITIVE) for of in ("stride", "dilation") for bad in (0, -1, -INT_MAX)),
+        *(({"padding": (bad, 0)}, "paddings have to be 0 or more") for bad in (-1, -INT_MAX)),
+        *(({of: sizes}, NUMBERS) for of in ("stride", "padding", "dilation") for sizes in ((), (1,), (1, 1, 1))),
+        *(({"input": with_side((4, 6, 5, 3), i, bad)}, POSITIVE) for i in range(4) for bad in (0, -1)),
+        *(({"weight": with_side((8, 4, 3, 3), i, bad)}, POSITIVE) for i in (0, 2, 3) for bad in (0, -1)),
+        *(({"weight": (8, bad, 3, 3)}, "another number of input channels") for bad in (-1, 0, 3)),
+        ({"input": (4, 6, 5)}, NUMBERS),
+        ({"weight": (8, 4, 3)}, NUMBERS),
+        ({"weight": (8, 4, 7, 3)}, "the kernel is larger than the padded input"),
+        ({"dilation": (1, 3)}, "the kernel is larger than the padded input"),
         # What would overflow an int, or take more memory than there is, on its way to a result of a few numbers.
-        {"padding": (INT_MAX, 0), "stride": (2**30, 1)},
-        {"padding": (2**30, 2**30), "stride": (2**30, 2**30)},
-        {"padding": (2**30, 2**30), "dilation": (2**30, 2**30)},
-        {"padding": (0, 2**25), "dilation": (1, 2**25), "stride": (1, 2**25)},
-        {"stride": (2**15, 2**15)},
-        {"stride": (INT_MAX, INT_MAX)},
+        ({"dilation": (INT_MAX, INT_MAX)}, "a padding or kernel of more than"),
+        ({"padding": (INT_MAX, 0), "stride": (2**30, 1)}, "a padding or kernel of more than"),
+        ({"padding": (2**30, 2**30), "stride": (2**30, 2**30)}, "a padding or kernel of more than"),
+        ({"padding": (2**30, 2**30), "dilation": (2**30, 2**30)}, "a padding or kernel of more than"),
+        ({"padding": (0, 2**25), "dilation": (1, 2**25), "stride": (1, 2**25)}, "a padding or kernel of more than"),
+        ({"stride": (2**15, 2**15)}, "a stride of more than"),
+        ({"stride": (INT_MAX, INT_MAX)}, "a stride of more than"),
     ],
     ids=str,
 )
-def test_sizes_that_make_no_convolution_are_refused(sizes: dict[str, Any]) -> None:
-    refuses("Geometry", **sizes)
+def test_sizes_that_make_no_convolution_are_refused(sizes: dict[str, Any], message: str) -> None:
+    refuses("Geometry", message, **sizes)
+
+
+@pytest.mark.parametrize("argument", ["input", "weight", "stride", "padding", "dilation"])
+@pytest.mark.parametrize("bad", [2**31, 1.5, 0.5, "1"])
+def test_sizes_that_are_no_ints_are_refused(argument: str, bad: Any) -> None:
+    good = CALLS["Geometry"][1][argument]
+    does_not_fit("Geometry", **{argument: (bad, *good[1:])})
+    does_not_fit("Geometry", **{argument: bad})
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -161,6 +201,7 @@ def test_a_kernel_that_spans_more_memory_than_an_offset_can_is_refused(side: int
     wide = Geometry(64, 64, 1, (3, 3), along(2, 1), along(2**20, 1), along(reach, 0), along(reach, 1))
     refuses(
         "Convolution",
+        "a kernel that spans more than 2\\^31 bytes of its input",
         geometry=wide.native,
         input=torch.ones(wide.input),
         weight=torch.ones(wide.weight),
@@ -216,10 +257,10 @@ def test_objects_that_hold_no_convolution_do_nothing() -> None:
             duplicate(convolution)
 
 
-@pytest.mark.parametrize("size", [0, -1, 16, 2**31, 1.5])
-def test_a_pool_has_between_1_and_15_positions_a_side(size: Any) -> None:
-    refuses("max_pool", size=size)
-    refuses("max_pool_backward", size=size)
+@pytest.mark.parametrize("size", [0, -1, 16])
+def test_a_pool_has_between_1_and_15_positions_a_side(size: int) -> None:
+    refuses("max_pool", "size has to be 1 to 15", size=size)
+    refuses("max_pool_backward", "size has to be 1 to 15", size=size)
 
 
 def test_a_pool_without_entries_touches_nothing() -> None:
@@ -230,7 +271,13 @@ def test_a_pool_without_entries_touches_nothing() -> None:
         grad_x = torch.full(shape, math.nan)
         call("max_pool_backward", size=2, grad_y=torch.ones(pooled), place=place, grad_x=grad_x)
         assert not grad_x.isnan().any()
-    refuses("max_pool", x=torch.ones(0, 4, 4, 3), y=torch.ones(0, 4, 4, 3), place=torch.ones(0, 4, 4, 3).byte())
+    refuses(
+        "max_pool",
+        "no channels",
+        x=torch.ones(0, 4, 4, 3),
+        y=torch.ones(0, 4, 4, 3),
+        place=torch.ones(0, 4, 4, 3).byte(),
+    )
 
 
 def test_memory() -> None:

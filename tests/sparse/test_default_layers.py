@@ -14,7 +14,7 @@ from zerofl import sparsify_
 from zerofl.flower.adopt import sparse_by_shape
 from zerofl.models import LeafCNN, ResNet18
 from zerofl.sparse.default_layers import default_by_shape
-from zerofl.sparse.layers import sparse_layers
+from zerofl.sparse.sparsify import sparse_layers
 
 
 def head(channels: int, classes: int = 10) -> list[nn.Module]:

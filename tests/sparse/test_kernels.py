@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from tests.sparse.operands import (
     ISAS,
-    Choice,
     Geometry,
     Operands,
     Results,
@@ -65,15 +65,16 @@ def count_of(x: Tensor, data: st.DataObject) -> int:
     return data.draw(st.sampled_from([count_top_k(x.numel(), s) for s in SPARSITIES] + [0, 1]))
 
 
-def choice_of(x: Tensor, data: st.DataObject) -> tuple[Choice, float]:
+def choice_of(x: Tensor, data: st.DataObject) -> tuple[Any, float]:
     """Some way to choose the active entries of x, and the threshold that it has to come to."""
     if data.draw(st.integers(0, 3)) == 0:
         threshold = data.draw(st.sampled_from([0.0, 1.0, 2.5, 7.0, 9.0, math.inf]))
-        return (count_of(x, data), threshold, True), threshold
-    choice, threshold = fresh(x, count_of(x, data))
+        return _native.AtLeast(threshold, count_of(x, data)), threshold
+    k = count_of(x, data)
+    threshold = top_k_threshold_by_sorting(x, k).item()
     near = threshold * data.draw(st.sampled_from([1.0, 0.98, 1.02]))
     guess = data.draw(st.sampled_from([0.0, near, 0.5, 4.0, 1e-45, 3e38, math.inf, math.nan, -1.0]))
-    return (choice[0], guess, False), threshold
+    return _native.TopK(k, guess), threshold
 
 
 def check_integers(geometry: Geometry, data: st.DataObject) -> None:
@@ -129,7 +130,7 @@ def test_a_linear_layer_of_integers_is_the_references_bit_by_bit(geometry: Geome
     ids=str,
 )
 def test_large_tensors(geometry: Geometry, sparsity: float, isa: str) -> None:
-    operands = draw_operands(geometry, seed=0)
+    operands = draw_operands(geometry, seed=0, addend=not geometry.is_linear)
     weight_choice, weight_threshold = fresh(operands.weight, count_top_k(operands.weight.numel(), sparsity))
     input_choice, input_threshold = fresh(operands.input, count_top_k(operands.input.numel(), sparsity))
     with instruction_set(isa):
@@ -141,7 +142,7 @@ def test_large_tensors(geometry: Geometry, sparsity: float, isa: str) -> None:
 @given(st.one_of(geometries(), linears()), st.data())
 @examples(60)
 def test_real_numbers_differ_by_the_rounding_of_their_sums(geometry: Geometry, data: st.DataObject) -> None:
-    operands = draw_operands(geometry, data.draw(seeds), normal)
+    operands = draw_operands(geometry, data.draw(seeds), normal, addend=data.draw(st.booleans()))
     (weight_choice, weight_threshold), (input_choice, input_threshold) = (
         fresh(x, count_of(x, data)) for x in (operands.weight, operands.input)
     )
@@ -168,14 +169,15 @@ def magnitudes(operands: Operands) -> Operands:
 @given(st.one_of(geometries(work=500_000), linears()), seeds)
 @examples(45)
 def test_results_do_not_depend_on_the_number_of_threads_or_the_guess(geometry: Geometry, seed: int) -> None:
-    operands = draw_operands(geometry, seed, normal)
+    operands = draw_operands(geometry, seed, normal, addend=not geometry.is_linear)
     weights, inputs = (count_top_k(x.numel(), 0.8) for x in (operands.weight, operands.input))
     for isa in ISAS:
         with instruction_set(isa):
-            first, weight_threshold, input_threshold = train(operands, (weights, 0.0, False), (inputs, 0.0, False), 1)
+            first, weight_threshold, input_threshold = train(operands, _native.TopK(weights), _native.TopK(inputs), 1)
             for count in (2, 3, 4):
                 for guess in (1.01, 0.5):
-                    choices = (weights, guess * weight_threshold, False), (inputs, guess * input_threshold, False)
+                    near = guess * weight_threshold, guess * input_threshold
+                    choices = _native.TopK(weights, near[0]), _native.TopK(inputs, near[1])
                     assert_equal(train(operands, *choices, count)[0], first)
 
 
@@ -283,6 +285,6 @@ def test_calls_from_several_python_threads_are_right() -> None:
             job.result(timeout=60)
 
 
-def train_repeatedly(operands: Operands, choices: tuple[Choice, Choice], expected: Results, count: int) -> None:
+def train_repeatedly(operands: Operands, choices: tuple[Any, Any], expected: Results, count: int) -> None:
     for _ in range(count):
         assert_same(train(operands, *choices, threads=2)[0], expected)

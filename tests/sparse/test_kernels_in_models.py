@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerofl
-from zerofl.sparse import kernels, layout
+from zerofl.sparse import dispatch, layout
 from zerofl.sparse.layers import SparseConv2d
 
-pytestmark = pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no native kernels")
+pytestmark = pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no native kernels")
 
 
 class Residual(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tests.sparse.operands import ISAS, instruction_set, integers, torch_threads
 from zerofl import SparseConv2d, sparsify_
 from zerofl.models import BasicBlock, LeafCNN, ResNet18
-from zerofl.sparse import kernels, layout
+from zerofl.sparse import dispatch, kernels, layout
+from zerofl.sparse.blocks import norm_relu
 
 seeds = st.integers(0, 2**32)
 shapes = st.tuples(st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)).filter(
@@ -208,7 +209,7 @@ def test_training_is_bitwise_the_same_on_any_number_of_threads() -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_("shortcut" not in name and not name.startswith("fc"))
         with torch_threads(threads):
-            features = model.layer1(layout.norm_relu(model.bn1, model.conv1(images())))
+            features = model.layer1(norm_relu(model.bn1, model.conv1(images())))
             features.square().mean().backward()
         states.append([features, *(p.grad for p in model.layer1.parameters())])
     for state in states[1:]:
@@ -242,7 +243,7 @@ def features_in_a_fork(model: ResNet18) -> list[float]:
 
 
 def test_without_kernels_the_reference_serves_and_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "UNAVAILABLE", "no compiler")
+    monkeypatch.setattr(dispatch, "UNAVAILABLE", "no compiler")
     model, expected = small_resnet(), small_resnet()
     with pytest.warns(UserWarning, match=r"native kernels are not installed \(no compiler\)") as caught:
         sparsify_(model, 0.9)

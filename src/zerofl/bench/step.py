@@ -22,8 +22,9 @@ from zerofl.errors import ZeroFLError
 from zerofl.models import build_model
 from zerofl.run.console import Table
 from zerofl.run.origin import origin
-from zerofl.sparse import kernels
-from zerofl.sparse.layers import Backend, sparse_layers, sparsify_
+from zerofl.sparse import dispatch, kernels
+from zerofl.sparse.layers import Backend
+from zerofl.sparse.sparsify import sparse_layers, sparsify_
 
 try:
     import sparseprop.modules as sparseprop
@@ -157,8 +158,8 @@ def _result(
     isa: str | None,
     note: Callable[[str], None],
 ) -> dict[str, Any]:
-    if kernels.UNAVAILABLE:
-        raise BenchError(f"the native kernels are not installed ({kernels.UNAVAILABLE}); there is nothing to measure")
+    if dispatch.UNAVAILABLE:
+        raise BenchError(f"the native kernels are not installed ({dispatch.UNAVAILABLE}); there is nothing to measure")
     rows = []
     for workload in workloads:
         what = " ".join(filter(None, (workload.model, workload.layer)))
@@ -290,7 +291,7 @@ def _measure(workload: Workload, sparsities: Sequence[float], threads: int) -> l
             "sparse_seconds": seconds[i],
             "speedup": dense_seconds / seconds[i],
             "breakdown": _breakdown(step),
-            "isa": kernels.isa(),
+            "isa": dispatch.isa(),
             **errors[i],
         }
         if workload.layer:
@@ -391,13 +392,13 @@ def _breakdown(step: Step, repetitions: int = 5) -> dict[str, float]:
     """The seconds that a step spends in each of `PARTS` and in all else."""
     records = []
     for _ in range(repetitions):
-        kernels.seconds()
+        dispatch.native.seconds()
         started = time.perf_counter()
         step.gradients()
         optimiser_started = time.perf_counter()
         step.optimise()
         ended = time.perf_counter()
-        seconds = kernels.seconds() | {"optimiser": ended - optimiser_started}
+        seconds = dispatch.native.seconds() | {"optimiser": ended - optimiser_started}
         records.append(seconds | {"other": ended - started - sum(seconds.values())})
     return {part: statistics.median(record[part] for record in records) for part in (*PARTS, "other")}
 

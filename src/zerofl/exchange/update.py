@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch, kernels
 
 State = dict[str, Tensor]
 """A model's state_dict: float32 parameters and buffers, int64 counters."""
@@ -56,7 +56,7 @@ def sparsified(x: Tensor) -> Sparse:
 def entries(x: Tensor, by: Tensor, threshold: float) -> Sparse:
     """The entries of float32 `x` that are not +0 and where the magnitude of `by` is not below the threshold."""
     x, by = x.contiguous(), by.contiguous()
-    find = kernels.active_entries if kernels.takes(x, by) else active_entries
+    find = kernels.active_entries if dispatch.takes(x, by) else active_entries
     return Sparse(*find(x, by, threshold), x.shape)
 
 

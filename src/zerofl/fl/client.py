@@ -14,7 +14,7 @@ from zerofl.experiment import Experiment
 from zerofl.fl.records import ClientRecord
 from zerofl.fl.train import empty_model, evaluate, train
 from zerofl.rng import rng
-from zerofl.sparse.layers import realised_sparsity, sparse_layers
+from zerofl.sparse.sparsify import realised_sparsity, sparse_layers
 
 
 class Trained(NamedTuple):

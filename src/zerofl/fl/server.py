@@ -14,7 +14,7 @@ from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.records import ClientRecord, RoundRecord
 from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate
-from zerofl.sparse.layers import sparse_layers
+from zerofl.sparse.sparsify import sparse_layers
 
 
 class RoundError(ZeroFLError):

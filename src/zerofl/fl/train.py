@@ -11,7 +11,7 @@ from zerofl.data.augment import crop_and_flip
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
-from zerofl.sparse.layers import sparsify_
+from zerofl.sparse.sparsify import sparsify_
 
 
 def learning_rate(start: float, end: float, round: int, rounds: int) -> float:

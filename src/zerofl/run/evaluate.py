@@ -7,7 +7,7 @@ from zerofl.data import load_dataset
 from zerofl.fl.train import evaluate
 from zerofl.run.folder import read_experiment
 from zerofl.run.load import load_model
-from zerofl.sparse.layers import densify_
+from zerofl.sparse.sparsify import densify_
 
 
 class Evaluation(NamedTuple):

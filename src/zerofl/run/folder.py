@@ -34,7 +34,7 @@ from zerofl.run.files import (
     write_atomically,
 )
 from zerofl.run.origin import origin
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch
 
 R = TypeVar("R", RoundRecord, ClientRecord)
 N = TypeVar("N", int, float)
@@ -198,7 +198,7 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
         train_seconds=sum(record.train_seconds or 0.0 for record in rounds),
         train_cpu_seconds=_sum([record.train_cpu_seconds for record in rounds]),
         threads=experiment.threads,
-        kernels=_kernels(experiment),
+        kernels=dispatch.name(experiment.device, experiment.precision),
         **origin(),
     )
 
@@ -207,12 +207,3 @@ def _sum(values: list[N | None]) -> N | None:
     """The sum of a figure over all records, or None if one of them was made before it was recorded."""
     known = [value for value in values if value is not None]
     return sum(known[1:], known[0]) if known and len(known) == len(values) else None
-
-
-def _kernels(experiment: Experiment) -> str:
-    """The instruction set of the kernels that trained, or why it was the reference."""
-    if kernels.UNAVAILABLE:
-        return f"reference: {kernels.UNAVAILABLE}"
-    if experiment.device != "cpu" or experiment.precision != "float32":
-        return f"reference: {experiment.precision} on {experiment.device}"
-    return kernels.isa()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zerofl.errors import DISTRIBUTION
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch
 
 
 def origin() -> dict[str, Any]:
@@ -53,7 +53,7 @@ def sources_sha256(package: Path) -> str:
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
-    digest.update(kernels.sources().encode())
+    digest.update(dispatch.sources().encode())
     return digest.hexdigest()
 
 

@@ -12,7 +12,7 @@ from zerofl.fl.train import augmentation_of, plain_model
 from zerofl.run.folder import is_finished
 from zerofl.run.resume import check_run
 from zerofl.run.room import check_room
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch
 
 
 def preflight(
@@ -76,8 +76,8 @@ def check_fits(experiment: Experiment, dataset: Dataset) -> None:
 
 
 def _check_machine(e: Experiment) -> None:
-    if kernels.REFUSED:
-        raise ExperimentError(kernels.REFUSED)
+    if dispatch.REFUSED:
+        raise ExperimentError(dispatch.REFUSED)
     if e.device != "cpu" and not torch.cuda.is_available():
         raise ExperimentError(
             f"device = {e.device!r}: PyTorch {torch.__version__} finds no CUDA device here; leave it at cpu, or "

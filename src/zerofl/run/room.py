@@ -12,7 +12,7 @@ from zerofl.data import load_dataset
 from zerofl.experiment import Experiment
 from zerofl.fl.train import empty_model
 from zerofl.run.files import CHECKPOINT, CLIENTS, MODEL, ROUNDS, SNAPSHOTS, ResultsError
-from zerofl.sparse.layers import sparse_layers
+from zerofl.sparse.sparsify import sparse_layers
 
 # Generous: a line of rounds.jsonl is about 2 kB with ResNet-18's 16 layers, one of clients.jsonl 200 bytes.
 ROUND_BYTES, CLIENT_BYTES = 4_000, 400

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerofl.sparse import kernels
+from zerofl.sparse import dense_kernels, kernels
+from zerofl.sparse.dispatch import native, takes
 
 
 class Conv2d(nn.Conv2d):
@@ -30,7 +31,7 @@ class Conv2d(nn.Conv2d):
             or isinstance(self.padding, str)
             or not takes_shape(self, input)
             or input.dim() != 4
-            or not kernels.takes(input, self.weight, self.bias)
+            or not takes(input, self.weight, self.bias)
         ):
             if sampled:
                 return F.conv2d(input, self.weight, self.bias)
@@ -47,7 +48,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         """relu(norm(input) + residual): all [N, C, H, W]."""
         batch_statistics = self.training or self.running_mean is None
         fast = input.dim() == 4 and input.shape[1] == self.num_features
-        fast = fast and kernels.takes(input, residual, self.weight, self.bias, self.running_mean)
+        fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean)
         if not fast or (not batch_statistics and torch.is_grad_enabled()):
             y: Tensor = super().forward(input)
             y = y if residual is None else y + residual
@@ -60,7 +61,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not batch_statistics:
             assert self.running_mean is not None
             assert self.running_var is not None
-            return kernels.batch_norm(
+            return dense_kernels.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, residual, self.eps, relu
             )
         count = input.numel() // input.shape[1]
@@ -73,7 +74,9 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             running = self.running_mean, self.running_var
-        return kernels.batch_norm_of_batch(input, self.weight, self.bias, residual, running, momentum, self.eps, relu)
+        return dense_kernels.batch_norm_of_batch(
+            input, self.weight, self.bias, residual, running, momentum, self.eps, relu
+        )
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -81,7 +84,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor, relu: bool = False) -> Tensor:
         """Input [N, C, H, W] -> [N, C, H / size, W / size]."""
-        if input.dim() == 4 and min(input.shape[2:]) >= self.kernel_size and kernels.takes(input):  # type: ignore[operator]
+        if input.dim() == 4 and min(input.shape[2:]) >= self.kernel_size and takes(input):  # type: ignore[operator]
             return _max_pool(input, self.kernel_size, relu)  # type: ignore[no-any-return]
         return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
 
@@ -100,39 +103,6 @@ def takes_shape(convolution: nn.Conv2d, input: Any) -> bool:
     )
 
 
-def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """convolution(x) and shortcut(x), as a residual block has them.
-
-    Where the shortcut is empty or begins with a 1x1 convolution of the same stride, it needs no more of x than what
-    the sparse convolution hands on, and its gradient is added where that of the convolution is computed.
-    """
-    first = shortcut[0] if len(shortcut) else None
-    stride = getattr(convolution, "stride", None)
-    if not getattr(convolution, "can_keep_input", False) or not (
-        stride == (1, 1)
-        if first is None
-        else isinstance(first, Conv2d) and first.is_pointwise and first.stride == stride
-    ):
-        return convolution(x), shortcut(x)
-    out, x = convolution(x, keep=True)
-    for i, module in enumerate(shortcut):
-        x = module(x, sampled=True) if i == 0 else module(x)
-    return out, x
-
-
-def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """relu(norm(x) + residual), in one pass over memory where `norm` can; x and residual [N, C, H, W]."""
-    if isinstance(norm, BatchNorm2d):
-        return norm(x, residual, relu=True)  # type: ignore[no-any-return]
-    y = norm(x)
-    return F.relu(y if residual is None else y + residual)
-
-
-def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
-    """pool(relu(x)), in one pass over memory where `pool` can; x [N, C, H, W]."""
-    return pool(x, relu=True) if isinstance(pool, MaxPool2d) else pool(F.relu(x))  # type: ignore[no-any-return]
-
-
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _convolve(
     input: Tensor,
@@ -143,13 +113,14 @@ def _convolve(
     dilation: Sequence[int],
 ) -> Tensor:
     input = kernels.batch_first(input.permute(1, 2, 3, 0).contiguous())
-    output, *_ = kernels.conv2d(input, weight, bias, kernels.EVERY, kernels.EVERY, stride, padding, dilation)
+    every = native.AtLeast(0.0)
+    output, *_ = kernels.conv2d(input, weight, bias, every, every, stride, padding, dilation)
     return output
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _max_pool(input: Tensor, size: int, relu: bool) -> Tensor:
-    return kernels.max_pool2d(input, size, relu)
+    return dense_kernels.max_pool2d(input, size, relu)
 
 
 def _pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zerofl.sparse import kernels
+from zerofl.sparse.dispatch import takes
 
 
 @functools.lru_cache(maxsize=4096)
@@ -33,7 +34,7 @@ def top_k_threshold(x: Tensor, k: int) -> Tensor:
     _check_k(x, k)
     if k == 0:
         return x.new_full((), math.inf)
-    if kernels.takes(x):
+    if takes(x):
         return torch.tensor(kernels.top_k_threshold(_in_memory_order(x), k))
     magnitudes = x.detach().abs().flatten()
     kth_smallest = magnitudes.numel() - k

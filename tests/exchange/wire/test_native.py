@@ -12,11 +12,11 @@ from hypothesis.extra import numpy as hnp
 
 from tests.sparse.operands import _native
 from zerofl.exchange.update import Update, active_entries, sparsified
-from zerofl.exchange.wire import VALUES, decode, encode, entropy, schema_of
+from zerofl.exchange.wire import VALUES, decode, encode, entropy, native, schema_of
 from zerofl.exchange.wire.values import merge_planes, split_planes
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch, kernels
 
-pytestmark = pytest.mark.skipif(kernels.UNAVAILABLE is not None, reason="no native kernels")
+pytestmark = pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no native kernels")
 
 NUMELS = st.one_of(st.integers(2, 200), st.integers(2, 2**31 - 1))
 BITMAPS = hnp.arrays(np.uint8, st.integers(0, 200))
@@ -31,7 +31,7 @@ def test_what_constriction_wrote_is_read(numel: int, density: float, bitmap: np.
     count = min(max(1, round(density * numel)), numel - 1)
     payload = entropy.encode_bitmap(bitmap, count, numel)
     words = np.frombuffer(payload[4:], np.uint32)
-    decoded, is_all = kernels.ans_decode(entropy._cumulative(count, numel), words, len(bitmap))
+    decoded, is_all = native.ans_decode(entropy._cumulative(count, numel), words, len(bitmap))
     assert is_all
     assert decoded.tolist() == bitmap.tolist()
 
@@ -39,7 +39,7 @@ def test_what_constriction_wrote_is_read(numel: int, density: float, bitmap: np.
 @given(st.integers(2, 2000), st.floats(0, 1), WORDS)
 def test_any_words_are_read_as_constriction_reads_them(numel: int, density: float, words: np.ndarray) -> None:
     count = min(max(1, round(density * numel)), numel - 1)
-    bitmap, is_all = kernels.ans_decode(entropy._cumulative(count, numel), words, -(-numel // 8))
+    bitmap, is_all = native.ans_decode(entropy._cumulative(count, numel), words, -(-numel // 8))
     expected, expected_all = entropy.decode_with_constriction(words, count, numel)
     assert (bitmap.tolist(), is_all) == (expected.tolist(), expected_all)
 
@@ -61,9 +61,9 @@ def test_active_entries_of_any_shape_and_order() -> None:
 
 @given(hnp.arrays(np.uint32, st.integers(0, 300)))
 def test_planes(bits: np.ndarray) -> None:
-    planes = kernels.split_planes(bits)
+    planes = native.split_planes(bits)
     assert planes.tolist() == split_planes(bits).tolist()
-    assert kernels.merge_planes(planes).tolist() == merge_planes(planes).tolist() == bits.tolist()
+    assert native.merge_planes(planes).tolist() == merge_planes(planes).tolist() == bits.tolist()
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -78,7 +78,7 @@ def test_payloads_are_the_same_without_the_kernels(values: str, monkeypatch: pyt
 
     with_kernels = payload()
     decoded = encode(decode(with_kernels, schema), schema)
-    monkeypatch.setattr(kernels, "UNAVAILABLE", "no compiler")
+    monkeypatch.setattr(dispatch, "UNAVAILABLE", "no compiler")
     assert payload() == with_kernels
     assert encode(decode(with_kernels, schema), schema) == decoded
 

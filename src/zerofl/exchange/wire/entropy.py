@@ -11,8 +11,9 @@ from typing import Any
 import constriction
 import numpy as np
 
+from zerofl.exchange.wire import native
 from zerofl.exchange.wire.reader import Reader
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch
 
 AnsCoder = constriction.stream.stack.AnsCoder
 Categorical = constriction.stream.model.Categorical
@@ -33,7 +34,7 @@ def decode_bitmap(reader: Reader, count: int, numel: int) -> np.ndarray:
     words = reader.array("<u4", reader.uint32()).astype(np.uint32)
     if len(words) and not words[-1]:
         raise reader.refuse("has words that end in 0, which no encoder writes")
-    decode = decode_with_constriction if kernels.UNAVAILABLE else _decode_natively
+    decode = decode_with_constriction if dispatch.UNAVAILABLE else _decode_natively
     bitmap, is_all = decode(words, count, numel)
     if not is_all:
         raise reader.refuse(f"has words that hold more than its bitmap of {len(bitmap)} bytes")
@@ -48,7 +49,7 @@ def decode_with_constriction(words: np.ndarray, count: int, numel: int) -> tuple
 
 
 def _decode_natively(words: np.ndarray, count: int, numel: int) -> tuple[np.ndarray, bool]:
-    return kernels.ans_decode(_cumulative(count, numel), words, -(-numel // 8))
+    return native.ans_decode(_cumulative(count, numel), words, -(-numel // 8))
 
 
 def _byte_model(count: int, numel: int) -> Any:

@@ -11,8 +11,9 @@ import threading
 import numpy as np
 import zstandard
 
+from zerofl.exchange.wire import native
 from zerofl.exchange.wire.reader import Reader
-from zerofl.sparse import kernels
+from zerofl.sparse import dispatch
 
 PLAIN, FLOAT32, FLOAT16, BFLOAT16, INT8 = range(5)
 
@@ -149,14 +150,14 @@ def _decompress(reader: Reader, count: int) -> np.ndarray:
 
 def _split(bits: np.ndarray) -> np.ndarray:
     """Floats' bits, uint16 or 32 [n] -> rotated left by one, in planes of bytes, the highest first: uint8 [_, n]."""
-    if bits.itemsize == 4 and not kernels.UNAVAILABLE:
-        return kernels.split_planes(bits)
+    if bits.itemsize == 4 and not dispatch.UNAVAILABLE:
+        return native.split_planes(bits)
     return split_planes(bits)
 
 
 def _merged(planes: np.ndarray) -> np.ndarray:
     """The bits that `_split` split."""
-    return kernels.merge_planes(planes) if len(planes) == 4 and not kernels.UNAVAILABLE else merge_planes(planes)
+    return native.merge_planes(planes) if len(planes) == 4 and not dispatch.UNAVAILABLE else merge_planes(planes)
 
 
 def split_planes(bits: np.ndarray) -> np.ndarray:

@@ -1,0 +1,116 @@
+// Vectors of floats in the widest registers the file is compiled for, through the compilers' vector extensions.
+//
+// The files that include this are compiled once per instruction set (see CMakeLists.txt). They use no template or inline function
+// of the standard library: the linker would keep one copy of each, perhaps the one for a processor that is not there.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace zerofl::ISA {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(LANES * 4)));
+typedef int32_t VecInt __attribute__((vector_size(LANES * 4)));
+typedef float VecUnaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
+INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+// Past the caches, for what is larger than they are: it saves reading each line before it is overwritten. p is aligned
+// to a whole vector. fence() before another thread reads.
+INLINE void stream(float* p, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, v);
+#elif defined(__AVX2__)
+  _mm256_stream_ps(p, v);
+#else
+  store(p, v);
+#endif
+}
+
+INLINE void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
+// The pointer in a register of its own: a multiplication that reads from the sum of two takes the processor an extra step.
+template <class T>
+static inline __attribute__((always_inline)) T* in_register(T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
+// Ask for what a scan reads a little later; the processor's own guess stops at each page.
+INLINE void prefetch_ahead(const float* p) { __builtin_prefetch(p + 1024 / sizeof(float) * 2); }
+
+INLINE bool is_aligned(const float* p) { return (uintptr_t)p % sizeof(Vec) == 0; }
+
+INLINE Vec broadcast(float x) { return x - Vec{}; }
+
+INLINE Vec magnitude(Vec v) { return (Vec)((VecInt)v & 0x7fffffff); }
+
+INLINE float sum(Vec v) {
+  float total = 0;
+  for (int i = 0; i < LANES; ++i) total += v[i];
+  return total;
+}
+
+// Bit i of the result is set where lane i of a comparison's result is true.
+INLINE uint32_t bits(VecInt truth) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)truth);
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)truth);
+#else
+  uint32_t result = 0;
+  for (int i = 0; i < LANES; ++i) result |= (uint32_t)(truth[i] & 1) << i;
+  return result;
+#endif
+}
+
+// The lanes from `mask`'s bits: all ones where the bit is set.
+INLINE VecInt lanes(uint32_t mask) {
+  VecInt bit;
+  for (int i = 0; i < LANES; ++i) bit[i] = 1 << i;
+  return ((VecInt{} + (int32_t)mask) & bit) != 0;
+}
+
+// rows[i][j] = rows[j][i], by interleaving halves: after log2(LANES) rounds every lane is in its place.
+INLINE void transpose(Vec rows[LANES]) {
+  Vec other[LANES];
+  for (int round = 1; round < LANES; round *= 2) {
+    for (int i = 0; i < LANES / 2; ++i) {
+      const Vec a = rows[i], b = rows[i + LANES / 2];
+#if defined(__AVX512F__)
+      other[2 * i] =
+          _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+      other[2 * i + 1] =
+          _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+#elif defined(__AVX2__)
+      const Vec low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+      other[2 * i] = _mm256_permute2f128_ps(low, high, 0x20);
+      other[2 * i + 1] = _mm256_permute2f128_ps(low, high, 0x31);
+#else
+      other[2 * i] = Vec{a[0], b[0], a[1], b[1]};
+      other[2 * i + 1] = Vec{a[2], b[2], a[3], b[3]};
+#endif
+    }
+    for (int i = 0; i < LANES; ++i) rows[i] = other[i];
+  }
+}
+
+}  // namespace zerofl::ISA

@@ -1,0 +1,105 @@
+// One pass over a tensor: which entries are active, and how magnitudes lie about a bracket.
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace zerofl::ISA {
+namespace {
+
+constexpr int BITS = 32;  // entries whose comparisons make one mask; few are true, so they are visited one by one
+constexpr int UNROLLED = 4;  // of them without a branch, which would be mispredicted as often as their number varies
+
+INLINE float smallest_above_zero() {
+  const uint32_t bits = 1;
+  float result;
+  memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+}  // namespace
+
+int64_t find_active(const float* x, int64_t count, float threshold, uint32_t* indices, float* values) {
+  int64_t found = 0, i = 0;
+  // Comparisons with NaN are false, so NaN is active; with a threshold of 0 so is all that is not zero.
+  if (threshold == 0) threshold = smallest_above_zero();
+  const Vec limit = broadcast(threshold);
+  for (; i + BITS < count; i += BITS) {
+    uint32_t mask = 0;
+    prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2);
+    for (int v = 0; v < BITS; v += LANES) mask |= bits(~(magnitude(load(x + i + v)) < limit)) << v;
+    for (int n = 0; n < UNROLLED; ++n, mask &= mask - 1) {
+      const int64_t at =
+          i + __builtin_ctz(mask | 1u << (BITS - 1));  // without a true one left, one that does not count
+      indices[found] = (uint32_t)at;
+      values[found] = x[at];
+      found += mask != 0;
+    }
+    for (; mask; mask &= mask - 1) {
+      const int64_t at = i + __builtin_ctz(mask);
+      indices[found] = (uint32_t)at;
+      values[found++] = x[at];
+    }
+  }
+  for (; i < count; ++i)
+    if (!(__builtin_fabsf(x[i]) < threshold)) {
+      indices[found] = (uint32_t)i;
+      values[found++] = x[i];
+    }
+  return found;
+}
+
+int64_t partition(const float* x, int64_t count, float low, float high, float* between, int64_t* above) {
+  int64_t found = 0, over = 0, i = 0;
+  const Vec lower = broadcast(low), upper = broadcast(high);
+  for (; i + BITS <= count; i += BITS) {
+    uint32_t is_over = 0, is_within = 0;
+    prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2);
+    for (int v = 0; v < BITS; v += LANES) {
+      const Vec size = magnitude(load(x + i + v));
+      is_over |= bits(~(size <= upper)) << v;
+      is_within |= bits(size >= lower) << v;
+    }
+    over += __builtin_popcount(is_over);
+    for (is_within &= ~is_over; is_within; is_within &= is_within - 1)
+      between[found++] = __builtin_fabsf(x[i + __builtin_ctz(is_within)]);
+  }
+  for (; i < count; ++i) {
+    const float size = __builtin_fabsf(x[i]);
+    if (!(size <= high))
+      ++over;
+    else if (size >= low)
+      between[found++] = size;
+  }
+  *above = over;
+  return found;
+}
+
+int64_t active_bits(const float* x, const float* by, float threshold, int64_t count, uint8_t* bitmap) {
+  int64_t found = 0, i = 0;
+  const Vec limit = broadcast(threshold);
+  for (; i + BITS <= count; i += BITS) {
+    uint32_t mask = 0;
+    prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2), prefetch_ahead(by + i), prefetch_ahead(by + i + BITS / 2);
+    for (int v = 0; v < BITS; v += LANES)
+      mask |= bits(~(magnitude(load(by + i + v)) < limit) & ((VecInt)load(x + i + v) != 0)) << v;
+    found += __builtin_popcount(mask);
+    // A byte's first entry is its highest bit.
+    mask = (mask >> 4 & 0x0f0f0f0f) | (mask & 0x0f0f0f0f) << 4;
+    mask = (mask >> 2 & 0x33333333) | (mask & 0x33333333) << 2;
+    mask = (mask >> 1 & 0x55555555) | (mask & 0x55555555) << 1;
+    for (int byte = 0; byte < BITS / 8; ++byte) *bitmap++ = (uint8_t)(mask >> 8 * byte);
+  }
+  for (; i < count; i += 8) {
+    uint32_t byte = 0;
+    for (int k = 0; k < 8 && i + k < count; ++k) {
+      uint32_t number;
+      memcpy(&number, x + i + k, sizeof number);
+      byte |= (uint32_t)(!(__builtin_fabsf(by[i + k]) < threshold) && number != 0) << (7 - k);
+    }
+    found += __builtin_popcount(byte);
+    *bitmap++ = (uint8_t)byte;
+  }
+  return found;
+}
+
+}  // namespace zerofl::ISA

@@ -1,0 +1,156 @@
+#include "ops/selection.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <numeric>
+
+#include "runtime/clock.h"
+#include "runtime/threads.h"
+
+namespace zerofl {
+namespace {
+
+constexpr float CLOSE = 0.004f,
+                GUESS = 0.03f;  // how far a weight's and an activation's threshold moves in a step, mostly
+constexpr int64_t FEW = 1 << 13;        // entries of which a threshold is found at once
+constexpr int RUN = 8;                  // neighbouring entries in a threshold's sample
+constexpr int64_t MOST_RUNS = 1 << 10;  // of the sample
+constexpr int64_t PART = 1 << 16;       // entries of a tensor that a thread looks at at a time
+
+}  // namespace
+
+void Found::find(const Kernels& kernels, const float* x, int64_t count, float threshold, const Bracket* bracket) {
+  uint32_t* index = reinterpret_cast<uint32_t*>(scratch(0, count));
+  float* value = scratch(1, count);
+  size = kernels.find_active(x, count, threshold, index, value);
+  indices.allocate(size), values.allocate(size);
+  memcpy(indices.data(), index, size * sizeof(uint32_t));
+  memcpy(values.data(), value, size * sizeof(float));
+  if (bracket) this->count(kernels, *bracket);  // while the values are in the caches
+}
+
+void Found::count(const Kernels& kernels, const Bracket& bracket) {
+  float* between = scratch(0, size);
+  const int64_t found = kernels.partition(values.data(), size, bracket.low, bracket.high, between, &above);
+  within.assign(between, between + found);
+}
+
+void Found::drop_below(float threshold) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    indices.data()[kept] = indices.data()[i];
+    values.data()[kept] = values.data()[i];
+    kept += !(std::fabs(values.data()[i]) < threshold);
+  }
+  size = kept;
+}
+
+int64_t total_size(const std::vector<Found>& found) {
+  int64_t total = 0;
+  for (const Found& part : found) total += part.size;
+  return total;
+}
+
+float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part,
+                  const Choice& choice, std::vector<Found>& found) {
+  const Stopwatch stopwatch(TOP_K);
+  const int64_t parts = static_cast<int64_t>(found.size());
+  const auto find = [&](float threshold, const Bracket* bracket) {
+    parallel(threads, parts, [&](int64_t i) {
+      found[i].find(kernels, x + i * part, std::min(part, count - i * part), threshold, bracket);
+    });
+  };
+  if (const AtLeast* given = std::get_if<AtLeast>(&choice)) {
+    find(given->threshold, nullptr);
+    return given->threshold;
+  }
+  const auto [k, near] = std::get<TopK>(choice);
+  if (near > 0 && near < INFINITY && k > 0) {
+    const auto about = [near = near](float share) { return Bracket{near * (1 - share), near * (1 + share)}; };
+    const Bracket close = about(CLOSE), wide = about(GUESS);
+    find(wide.low, &close);
+    for (const Bracket* bracket : {&close, &wide}) {
+      if (bracket == &wide) parallel(threads, parts, [&](int64_t i) { found[i].count(kernels, wide); });
+      int64_t over = 0;
+      std::vector<float> within;
+      for (const Found& f : found) {
+        over += f.above;
+        within.insert(within.end(), f.within.begin(), f.within.end());
+      }
+      if (over >= k || k > over + static_cast<int64_t>(within.size())) continue;
+      const float threshold = top_k_threshold(kernels, threads, within.data(), within.size(), k - over);
+      parallel(threads, parts, [&](int64_t i) { found[i].drop_below(threshold); });
+      return threshold;
+    }
+  }
+  const float threshold = top_k_threshold(kernels, threads, x, count, k);
+  find(threshold, nullptr);
+  return threshold;
+}
+
+float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t k) {
+  if (k <= 0) return INFINITY;
+  if (count <= FEW) {
+    std::vector<float> all(count);
+    int64_t above;  // NaN, which no comparison finds
+    const int64_t found = kernels.partition(x, count, 0, INFINITY, all.data(), &above);
+    if (k <= above) return NAN;
+    std::nth_element(all.begin(), all.begin() + (k - above - 1), all.begin() + found, std::greater<float>());
+    return all[k - above - 1];
+  }
+  // A sample of short runs, an odd step apart so that they meet all images and positions alike, brackets the k-th magnitude. One pass counts what lies above the bracket and keeps what lies
+  // within, a few percent, of which the k-th is found in the same way.
+  const int64_t runs = std::min(MOST_RUNS, count / (8 * RUN)), step = (count / runs - 1) | 1;
+  std::vector<float> sample;
+  for (int64_t run = 0; run < runs; ++run)
+    for (int i = 0; i < RUN; ++i) {
+      const float magnitude = std::fabs(x[run * step + i]);
+      sample.push_back(magnitude == magnitude ? magnitude : INFINITY);
+    }
+  const double size = static_cast<double>(sample.size()), share = static_cast<double>(k) / count;
+  // Neighbours are alike, so a run tells less than RUN entries would; a bracket that fails costs a second pass.
+  const double margin = 6 * std::sqrt(share * (1 - share) / size) + 1 / size;
+  const auto quantile = [&](double from_top) {
+    const auto place = sample.begin() + static_cast<int64_t>(from_top * size);
+    std::nth_element(sample.begin(), place, sample.end(), std::greater<float>());
+    return *place;
+  };
+  float low = share + margin < 1 ? quantile(share + margin) : 0;
+  float high = share - margin > 0 ? quantile(share - margin) : INFINITY;
+
+  const int64_t parts = (count + PART - 1) / PART;
+  std::vector<int64_t> above(parts), found(parts);
+  std::vector<std::vector<float>> kept(parts);
+  while (true) {
+    parallel(threads, parts, [&](int64_t part) {
+      const int64_t begin = part * PART;
+      float* between = scratch(0, PART);
+      found[part] = kernels.partition(x + begin, std::min(PART, count - begin), low, high, between, &above[part]);
+      kept[part].assign(between, between + found[part]);
+    });
+    const int64_t over = std::accumulate(above.begin(), above.end(), int64_t{0});
+    const int64_t within = std::accumulate(found.begin(), found.end(), int64_t{0});
+    if (over < k && k <= over + within) {
+      if (low == high) return low;
+      std::vector<float> all;
+      all.reserve(within);
+      for (const auto& part : kept) all.insert(all.end(), part.begin(), part.end());
+      if (within > count / 2) {  // too little progress to try more of the same
+        const auto place = all.begin() + (k - over - 1);
+        std::nth_element(all.begin(), place, all.end(), std::greater<float>());
+        return *place;
+      }
+      return top_k_threshold(kernels, threads, all.data(), within, k - over);
+    }
+    if (over >= k) {
+      if (high == INFINITY) return NAN;  // only NaN lies above
+      low = high, high = INFINITY;
+    } else {
+      high = low, low = 0;
+    }
+  }
+}
+
+}  // namespace zerofl
