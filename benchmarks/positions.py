@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import zstandard
 
-from zerofl.exchange.wire.entropy import _decode_natively, decode_with_constriction, encode_bitmap
+from zerofl.exchange.wire.entropy import decode_natively, decode_with_constriction, encode_bitmap
 from zerofl.run.origin import origin
 
 
@@ -55,7 +55,7 @@ for density in DENSITIES:
     frame = zstandard.ZstdCompressor(level=1).compress(bitmap.tobytes())
     calls: list[Callable[[], object]] = [
         partial(encode_bitmap, bitmap, count, LARGEST),
-        partial(_decode_natively, words, count, LARGEST),
+        partial(decode_natively, words, count, LARGEST),
         partial(decode_with_constriction, words, count, LARGEST),
         partial(zstandard.ZstdCompressor(level=1).compress, bitmap.tobytes()),
         partial(zstandard.ZstdDecompressor().decompress, frame),

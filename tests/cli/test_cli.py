@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.running import run_until
-from zerofl.bench.step import ISAS, SHAPES
+from zerofl.bench.step import ISAS
+from zerofl.bench.workload import MODELS
 from zerofl.cli import bench, data, main
 from zerofl.cli.importing import INTERRUPTED
 from zerofl.data import DATASETS, PARTITIONS
@@ -19,7 +20,7 @@ from zerofl.run.files import CHECKPOINT
 from zerofl.run.folder import read_lines, read_summary
 from zerofl.run.resume import locked
 from zerofl.run.sweep import read_sweep
-from zerofl.sparse import dispatch
+from zerofl.sparse import dispatch, kernels
 
 
 @pytest.fixture
@@ -197,7 +198,7 @@ def test_an_instruction_set_that_is_not_there_is_told_where_the_kernels_are_used
 def test_refused_kernels_are_told_without_a_traceback(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "REFUSED", "ZEROFL_ISA=foo: expected another")
+    monkeypatch.setattr(kernels, "native", dispatch.RefusedKernels("ZEROFL_ISA=foo: expected another"))
     assert main(["bench", "uplink"]) == 2
     assert capsys.readouterr().err.endswith("\nzerofl: ZEROFL_ISA=foo: expected another\n")
 
@@ -293,5 +294,5 @@ def test_the_choices_are_those_there_are() -> None:
     assert set(data.DATASETS) == set(DATASETS)
     assert set(data.FETCHED) == set(HUB)
     assert {*data.PARTITIONS, "node"} == set(PARTITIONS)
-    assert set(bench.BENCH_MODELS) == set(SHAPES)
+    assert set(bench.BENCH_MODELS) == set(MODELS)
     assert set(bench.BENCH_ISAS) == set(ISAS)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zerofl.exchange.overlap import MaskCounts
-from zerofl.exchange.update import Sparse, Update, sparsified
+from zerofl.exchange.update import Update, sparsified
 
 
 def update(mask: np.ndarray) -> Update:
@@ -37,4 +37,3 @@ def test_more_clients_than_a_byte_counts() -> None:
     for _ in range(300):
         counts.add(update(np.array([True, False])))
     assert counts.overlap() == {"a": 1.0}
-    assert isinstance(update(np.array([True])).tensors["a"], Sparse)

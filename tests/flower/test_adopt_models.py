@@ -9,37 +9,15 @@ import flwr.server.strategy
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-from flwr.clientapp import ClientApp
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian, Strategy
+from flwr.app import ArrayRecord, Context, Message
+from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
-from zerofl.exchange.update import Sparse
-from zerofl.exchange.uplink import UPLINKS, make_update, tied
-from zerofl.exchange.wire import VALUES, decode, encode, schema_of
+from tests.flower.adopted import CLIENTS, Tied, refusals, start, train_tied
+from zerofl.exchange.wire import schema_of
 from zerofl.flower import SparseUplink, uplink_mod
-from zerofl.flower.engines import InProcessGrid
 from zerofl.flower.messages import payload_record
 from zerofl.sparse.topk import count_top_k
-
-CLIENTS = 3
-Arrays = Callable[[], ArrayRecord]
-Train = Callable[[ArrayRecord, int], ArrayRecord]
-
-
-class Tied(nn.Module):
-    """A language model in small: the decoder's weight is the encoder's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.Embedding(12, 8)
-        self.hidden = nn.Linear(8, 8)
-        self.decoder = nn.Linear(8, 12)
-        self.decoder.weight = self.encoder.weight
-
-    def forward(self, words: torch.Tensor) -> torch.Tensor:
-        return self.decoder(torch.tanh(self.hidden(self.encoder(words))))  # type: ignore[no-any-return]
 
 
 class Lstm(nn.Module):
@@ -52,112 +30,10 @@ class Lstm(nn.Module):
         self.fc = nn.Linear(8, 3)
 
 
-def train_tied(arrays: ArrayRecord, client: int) -> ArrayRecord:
-    model = Tied()
-    model.load_state_dict(arrays.to_torch_state_dict())
-    words = torch.randint(0, 12, (32,), generator=torch.Generator().manual_seed(client))
-    nn.functional.cross_entropy(model(words), words).backward()  # type: ignore[no-untyped-call]
-    torch.optim.SGD(model.parameters(), lr=1.0).step()
-    return ArrayRecord(model.state_dict())
-
-
 def moved(arrays: ArrayRecord, client: int) -> ArrayRecord:
     """As if trained: every array changes, by each client in its own way."""
     generator = np.random.default_rng(client)
     return ArrayRecord([a.numpy() + generator.normal(size=a.numpy().shape).astype("f4") for a in arrays.values()])
-
-
-def start(strategy: Strategy, arrays: ArrayRecord, train: Train, mod: Any, rounds: int = 2) -> ArrayRecord:
-    app = ClientApp(mods=[mod])
-
-    @app.train()
-    def _train(message: Message, context: Context) -> Message:
-        (received,) = message.content.array_records.values()
-        metrics = MetricRecord({"num-examples": 1 + int(context.node_config["partition-id"])})
-        trained = train(received, int(context.node_config["partition-id"]))
-        return Message(RecordDict({"arrays": trained, "metrics": metrics}), reply_to=message)
-
-    @app.evaluate()
-    def _evaluate(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
-
-    return strategy.start(InProcessGrid(app, CLIENTS), arrays, num_rounds=rounds).arrays
-
-
-def refusals(caplog: pytest.LogCaptureFixture, arrays: ArrayRecord, train: Train, **settings: Any) -> str:
-    """What the clients answered, all of them, with the mod before that training."""
-    start(SparseUplink(FedAvg()), arrays, train, uplink_mod(**({"sparsity": 0.9} | settings)), rounds=1)
-    assert "Received 0 results and 3 failures" in caplog.text
-    return caplog.text
-
-
-# --- tied weights
-
-
-@pytest.mark.parametrize("values", VALUES)
-@pytest.mark.parametrize("uplink", UPLINKS)
-@pytest.mark.parametrize("layers", [None, ["encoder"], ["decoder", "hidden"]])
-def test_tied_weights_stay_equal(layers: list[str] | None, uplink: str, values: str) -> None:
-    """As two names with a choice each, one would be sparse and the other whole, and int8 would round each alone."""
-    mod = uplink_mod(uplink, sparsity=0.9, mask_ratio=0.1, layers=layers, values=values)
-    initial = ArrayRecord(Tied().state_dict())
-    after = start(SparseUplink(FedAvg()), initial, train_tied, mod).to_torch_state_dict()
-    assert torch.equal(after["encoder.weight"], after["decoder.weight"])
-    assert not torch.equal(after["encoder.weight"], initial.to_torch_state_dict()["encoder.weight"])
-
-
-@pytest.mark.parametrize("strategy", [FedAdam, FedMedian])
-def test_tied_weights_stay_equal_with_other_strategies(strategy: Callable[[], Strategy]) -> None:
-    arrays = ArrayRecord(Tied().state_dict())
-    mod = uplink_mod(sparsity=0.9, layers=["encoder"])
-    after = start(SparseUplink(strategy()), arrays, train_tied, mod).to_torch_state_dict()
-    assert torch.equal(after["encoder.weight"], after["decoder.weight"])
-
-
-@pytest.mark.parametrize(
-    ("sparse", "expected"), [(["encoder.weight"], 20), (["decoder.weight"], 20), (["hidden.weight"], 96), ([], 96)]
-)
-def test_a_tied_parameter_is_sparse_if_one_of_its_names_is(sparse: list[str], expected: int) -> None:
-    """K = ceil((1 - 0.9 + 0.1) * 12 * 8) = ceil(19.2) = 20 of 96 entries, or all of them."""
-    received = Tied().state_dict()
-    trained = train_tied(ArrayRecord(received), 0).to_torch_state_dict()
-    assert tied(received, trained) == {
-        name: "encoder.weight" if name == "decoder.weight" else name for name in received
-    }  # fmt: skip
-    update = make_update("top_k_weights", received, trained, sparse, 0.9, 0.1)
-    sent = update.tensors["encoder.weight"]
-    assert (sent.values.numel() if isinstance(sent, Sparse) else sent.numel()) == expected
-    assert update.tensors["decoder.weight"] is sent
-
-
-def test_what_is_equal_only_before_or_after_training_is_not_tied() -> None:
-    """Two copies of one start, which training takes apart; and two that training takes to zero."""
-    a, b, zero = torch.ones(2, 2), torch.eye(2), torch.zeros(2, 2)
-    assert tied({"a": a, "b": a.clone()}, {"a": a, "b": b}) == {"a": "a", "b": "b"}
-    assert tied({"a": a, "b": b}, {"a": zero, "b": zero.clone()}) == {"a": "a", "b": "b"}
-
-
-def test_a_tied_parameter_of_which_the_server_has_two_values_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    untied = Tied()
-    untied.decoder.weight = nn.Parameter(torch.randn(12, 8))
-    text = refusals(caplog, ArrayRecord(untied.state_dict()), train_tied)
-    assert "'encoder.weight' and 'decoder.weight' came with different values and are the same after training" in text
-
-
-@pytest.mark.parametrize("values", VALUES)
-def test_one_tensor_of_two_names_comes_out_of_the_wire_the_same(values: str) -> None:
-    received = Tied().state_dict()
-    trained = train_tied(ArrayRecord(received), 0).to_torch_state_dict()
-    update = make_update("top_k_weights_diff", received, trained, ["encoder.weight"], 0.5, 0.0)
-    schema = schema_of(received)
-    decoded = decode(encode(update, schema, values=values, generator=np.random.default_rng(0)), schema).tensors
-    one, other = (decoded[f"{name}.weight"] for name in ("encoder", "decoder"))
-    assert isinstance(one, Sparse)
-    assert isinstance(other, Sparse)
-    assert torch.equal(one.to_dense(), other.to_dense())
-
-
-# --- arrays without names
 
 
 def numbered(*shapes: tuple[int, ...]) -> ArrayRecord:
@@ -213,9 +89,6 @@ def test_a_layer_that_is_not_there_is_named_and_nothing_is_trained(caplog: pytes
     caplog.clear()
     text = refusals(caplog, ArrayRecord(Lstm().state_dict()), never, layers=["fc.bias"], uplink="full")
     assert "layers: fc.bias is no weight of a layer that sparsify_ takes" in text
-
-
-# --- names that a wrapper adds
 
 
 def compiled(model: nn.Module) -> nn.Module:
@@ -299,9 +172,6 @@ def test_an_array_that_a_strategy_adds_is_named() -> None:
 
     with pytest.raises(ValueError, match="the strategy within SparseUplink gave back step, which it was not given"):
         start(SparseUplink(Adding()), ArrayRecord(Tied().state_dict()), train_tied, uplink_mod(sparsity=0.9), rounds=1)
-
-
-# --- what it is given, and what it says
 
 
 class _OldStyle(flwr.server.strategy.FedAvg):

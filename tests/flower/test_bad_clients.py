@@ -11,12 +11,11 @@ from flwr.clientapp import ClientApp
 
 from tests.running import experiment_of, model_bytes, run, without_times
 from zerofl.exchange.uplink import UPLINKS
-from zerofl.experiment import Experiment
 from zerofl.fl.server import RoundError
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import FIRST_CLIENT_NODE_ID, EngineError, InProcessGrid
 from zerofl.flower.messages import payload_record, read_payload
-from zerofl.flower.server_app import nodes_by_client, serve, wait_for_nodes
+from zerofl.flower.server_app import serve
 from zerofl.run.folder import read_lines, read_summary
 from zerofl.run.resume import open_run
 
@@ -81,7 +80,6 @@ def nothing(message: Message, reply: Message) -> Message:
 
 
 NAN = b"\x00\x00\xc0\x7f"
-
 MISBEHAVIOURS = {
     "crash": (crash, "MemoryError: out of memory"),
     "error reply": (refuse, "no battery"),
@@ -243,93 +241,3 @@ def test_too_few_good_replies_stop_the_run_with_their_causes(cifar_root: Path, t
         run(experiment, tmp_path / "run", misbehaving({1, 3}, crash))
     assert "round 1: 3 of 5 clients sent a usable update, min_replies = 4 are needed" in str(error.value)
     assert str(error.value).endswith("client 1, 3: MemoryError: out of memory")
-
-
-def test_a_diverged_server_model_stops_the_run(cifar_root: Path, tmp_path: Path) -> None:
-    experiment = experiment_of(cifar_root, server_optimizer="fedadam", server_lr=1e38)
-    with pytest.raises(RoundError, match=r"round \d: the new model cannot be sent: tensor .* holds non-finite values"):
-        run(experiment, tmp_path / "run")
-
-
-def test_too_few_nodes_stop_the_run(cifar_root: Path, tmp_path: Path) -> None:
-    experiment = experiment_of(cifar_root, reply_timeout_seconds=0.1)
-    checkpoint = open_run(tmp_path, experiment)
-    with pytest.raises(RoundError, match="has 5 clients, but only 3 nodes came within 0.1 s; .*'num-supernodes=5'"):
-        serve(InProcessGrid(client_app, 3), experiment, tmp_path, checkpoint, lambda record: None)
-
-
-class Clock:
-    """A `time` in which only sleeping takes time."""
-
-    now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
-def test_nodes_that_are_missing_are_told_within_seconds(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Two of ten nodes for 40 s, then all: a word after 5 s and one 30 s later, each with what to do."""
-    clock = Clock()
-
-    class Late(InProcessGrid):
-        def get_node_ids(self) -> list[int]:
-            return super().get_node_ids()[: 10 if clock.now > 40 else 2]
-
-    monkeypatch.setattr("zerofl.flower.server_app.time", clock)
-    experiment = Experiment(clients=10, clients_per_round=5)
-    nodes = wait_for_nodes(Late(client_app, 10), experiment)
-    assert list(nodes) == list(range(10))
-    words = [record.getMessage() for record in caplog.records if "waiting for nodes" in record.getMessage()]
-    assert (
-        words
-        == [
-            "waiting for nodes: 2 of 10 are there, a node for each client; in a simulation, flwr run with "
-            "--federation-config 'num-supernodes=10'; in a deployment, start 8 more SuperNodes; or set clients=2 "
-            "clients_per_round=2 in the run config"
-        ]
-        * 2
-    )
-
-
-def test_nodes_that_come_soon_are_no_word(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("zerofl.flower.server_app.time", Clock())
-    wait_for_nodes(InProcessGrid(client_app, 10), Experiment(clients=10))
-    assert "waiting for nodes" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("before", "there", "expected"),
-    [
-        ({}, [9, 5, 7], {0: 5, 1: 7, 2: 9}),
-        ({0: 5, 1: 7, 2: 9}, [9, 5], {0: 5, 2: 9}),  # gone: the others stay who they are
-        ({0: 5, 2: 9}, [9, 5, 7], {0: 5, 1: 7, 2: 9}),  # and back
-        ({0: 5, 1: 7, 2: 9}, [9, 5, 6, 4], {0: 5, 1: 4, 2: 9}),  # under another id
-        ({}, [5, 7, 9, 11], {0: 5, 1: 7, 2: 9}),  # more nodes than clients
-        ({0: 5}, [], {}),
-    ],
-)
-def test_a_node_stays_the_client_it_is(before: dict[int, int], there: list[int], expected: dict[int, int]) -> None:
-    assert nodes_by_client(before, there, 3) == expected
-
-
-def test_a_client_whose_node_is_gone_is_named_and_comes_back(cifar_root: Path, tmp_path: Path) -> None:
-    class Grid(InProcessGrid):
-        """Its second node is away in round 2, as its first one would be named by position alone."""
-
-        asked = 0
-
-        def get_node_ids(self) -> list[int]:
-            self.asked += 1  # once before the first round, then for each
-            return [node for node in super().get_node_ids() if (self.asked, node) != (3, FIRST_CLIENT_NODE_ID + 1)]
-
-    experiment = experiment_of(cifar_root, clients=3, clients_per_round=3, validate_every=0)
-    open_run(tmp_path, experiment)
-    serve(Grid(client_app, 3), experiment, tmp_path, None, lambda record: None)
-    failures = [record["failures"] for record in read_lines(tmp_path / "rounds.jsonl")]
-    assert failures == [[], [{"client": 1, "cause": "its node is gone"}], []]
-    assert [c["client"] for c in read_lines(tmp_path / "clients.jsonl")] == [0, 1, 2, 0, 2, 0, 1, 2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zerofl.run import origin
-from zerofl.sparse import dispatch, kernels
+from zerofl.sparse import dispatch
 
 PACKAGE = Path(origin.__file__).parents[1]
 
@@ -37,25 +37,25 @@ def test_the_hash_is_of_names_contents_and_kernels(copy: Path, monkeypatch: pyte
     renamed = origin.sources_sha256(copy)
     (copy / "rng2.py").write_text("SEED = 2\n")
     changed = origin.sources_sha256(copy)
-    monkeypatch.setattr(kernels, "sources", lambda: "other kernels")
+    monkeypatch.setattr(dispatch, "sources", lambda: "other kernels")
     other_kernels = origin.sources_sha256(copy)
     assert len({before, renamed, changed, other_kernels}) == 4
 
 
 def test_the_commit_is_of_the_checkout_that_tracks_the_package(copy: Path) -> None:
     around = copy.parent
-    assert origin._commit(copy) == {}
+    assert "commit" not in origin.code_of(copy)
     git(around, "init", "--quiet")
     (around / "own.txt").write_text("a project of somebody's that has the package installed inside")
     git(around, "add", "own.txt")
     git(around, "commit", "--quiet", "-m", "first")
-    assert origin._commit(copy) == {}
+    assert "commit" not in origin.code_of(copy)
     git(around, "add", "zerofl")
     git(around, "commit", "--quiet", "-m", "second")
     commit = git(around, "rev-parse", "HEAD")
-    assert origin._commit(copy) == {"commit": commit}
+    assert origin.code_of(copy)["commit"] == commit
     (copy / "rng.py").write_text("SEED = 2\n")
-    assert origin._commit(copy) == {"commit": f"{commit}+changes"}
+    assert origin.code_of(copy)["commit"] == f"{commit}+changes"
 
 
 @pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no kernels")

@@ -14,11 +14,13 @@ from tests.sparse.operands import Geometry, _native
 
 INT_MAX = 2**31 - 1
 SIZES = Geometry(batch=3, in_channels=4, out_channels=8, size=(6, 5))
+
 FORWARD: dict[str, Any] = {
     "geometry": SIZES.native, "input": torch.ones(SIZES.input), "weight": torch.ones(SIZES.weight),
     "bias": torch.ones(8), "output": torch.ones(SIZES.output), "weight_choice": _native.TopK(9),
     "input_choice": _native.TopK(9), "for_grad_input": True, "threads": 2,
 }  # fmt: skip
+
 X = torch.ones(2, 3, 3, 3)
 BITS = torch.ones(2, 4, dtype=torch.uint8)  # one for each of 27 entries of two channels
 PLACES = torch.ones(2, 3, 3, 3, dtype=torch.uint8)
@@ -73,6 +75,7 @@ CALLS: dict[str, tuple[Callable[..., object], dict[str, Any]]] = {
         {"grad_y": X, "place": PLACES, "size": 1, "grad_x": X.clone(), "threads": 2},
     ),
 }  # fmt: skip
+
 OF_ANOTHER_SHAPE = "does not have the shape that the other arguments give it|expected a tensor with entries|no channels"
 ARGUMENTS = [(call, name) for call, (_, good) in CALLS.items() for name in good]
 
@@ -278,37 +281,3 @@ def test_a_pool_without_entries_touches_nothing() -> None:
         y=torch.ones(0, 4, 4, 3),
         place=torch.ones(0, 4, 4, 3).byte(),
     )
-
-
-def test_memory() -> None:
-    for shape in [(), (0,), (3, 0, 2), (1,), (5, 7), (300, 301)]:
-        x = _native.empty(shape)
-        assert (x.shape, x.dtype, x.is_contiguous()) == (torch.Size(shape), torch.float32, True)
-        x.fill_(1.0)
-    refused: list[Any] = [(-1,), (2**62,), (2**31, 2**31, 2**31), (1.5,), "x", None, (2**70,)]
-    for shape in refused:
-        with pytest.raises((ValueError, TypeError)):
-            _native.empty(shape)
-    with pytest.raises(MemoryError):
-        _native.empty((2**50,))
-
-
-def test_memory_in_use_is_nobody_elses() -> None:
-    generator = torch.Generator().manual_seed(0)
-    held: list[tuple[Tensor, int]] = []
-    for value in range(300):
-        x = _native.empty((int(torch.randint(1, 200_000, (), generator=generator)),))
-        held.append((x.fill_(value), value))
-        if len(held) > 10:
-            del held[int(torch.randint(len(held), (), generator=generator))]
-        for tensor, own in held:
-            assert tensor[0] == tensor[-1] == own
-    for tensor, own in held:
-        assert (tensor == own).all()
-
-
-def test_an_unknown_instruction_set_is_refused() -> None:
-    before = _native.isa()
-    with pytest.raises(ValueError, match="this processor has no sse9"):
-        _native.set_isa("sse9")
-    assert _native.isa() == before

@@ -43,7 +43,11 @@ def code() -> dict[str, str]:
     In a checkout also its `commit`, with `+changes` where files of the package or the kernels differ from it. Both are
     taken once, so call it before long work during which somebody may edit the files.
     """
-    package = Path(__file__).parents[1]
+    return code_of(Path(__file__).parents[1])
+
+
+def code_of(package: Path) -> dict[str, str]:
+    """`code` of the package in this folder, as it is now."""
     return {"sources_sha256": sources_sha256(package), **_commit(package)}
 
 

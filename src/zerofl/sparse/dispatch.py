@@ -17,7 +17,7 @@ class KernelsError(ZeroFLError, ValueError):
     """The kernels may not be used: the environment asks for what they do not have."""
 
 
-class _Refused:
+class RefusedKernels:
     """In the kernels' place: the error comes where they are used, and not where zerofl is imported."""
 
     def __init__(self, reason: str) -> None:
@@ -39,7 +39,7 @@ def _load() -> tuple[Any, str | None, str | None]:
     if wanted and wanted not in _native.isas():
         have = ", ".join(_native.isas())
         reason = f"ZEROFL_ISA={wanted}: expected one that this processor has: {have}; or unset it, for the best"
-        return _Refused(reason), None, reason
+        return RefusedKernels(reason), None, reason
     if wanted:
         _native.set_isa(wanted)
     return _native, None, None

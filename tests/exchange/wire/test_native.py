@@ -31,7 +31,7 @@ def test_what_constriction_wrote_is_read(numel: int, density: float, bitmap: np.
     count = min(max(1, round(density * numel)), numel - 1)
     payload = entropy.encode_bitmap(bitmap, count, numel)
     words = np.frombuffer(payload[4:], np.uint32)
-    decoded, is_all = native.ans_decode(entropy._cumulative(count, numel), words, len(bitmap))
+    decoded, is_all = native.ans_decode(entropy.cumulative(count, numel), words, len(bitmap))
     assert is_all
     assert decoded.tolist() == bitmap.tolist()
 
@@ -39,7 +39,7 @@ def test_what_constriction_wrote_is_read(numel: int, density: float, bitmap: np.
 @given(st.integers(2, 2000), st.floats(0, 1), WORDS)
 def test_any_words_are_read_as_constriction_reads_them(numel: int, density: float, words: np.ndarray) -> None:
     count = min(max(1, round(density * numel)), numel - 1)
-    bitmap, is_all = native.ans_decode(entropy._cumulative(count, numel), words, -(-numel // 8))
+    bitmap, is_all = entropy.decode_natively(words, count, numel)
     expected, expected_all = entropy.decode_with_constriction(words, count, numel)
     assert (bitmap.tolist(), is_all) == (expected.tolist(), expected_all)
 
@@ -84,7 +84,7 @@ def test_payloads_are_the_same_without_the_kernels(values: str, monkeypatch: pyt
 
 
 def cumulative() -> np.ndarray:
-    return entropy._cumulative(3, 40)
+    return np.linspace(0, 2**24, 257).astype(np.uint32)
 
 
 @pytest.mark.parametrize(("place", "value"), [(0, 1), (256, 2**24 - 1), (256, 2**24 + 1), (7, 0), (7, 2**32 - 1)])
@@ -98,17 +98,18 @@ def test_sums_that_are_no_probabilities_are_refused(place: int, value: int) -> N
 
 def test_memory_of_another_size_or_type_is_refused() -> None:
     x, bits, numbers = torch.ones(20), torch.zeros(3, dtype=torch.uint8), np.ones(5, np.uint32)
-    misfits: list[Callable[[], object]] = [
-        lambda: _native.active_bits(x, x[:19], 0.5, bits),
-        lambda: _native.active_bits(x, x, 0.5, bits[:2]),
-        lambda: _native.take_bits(x, bits[:2], torch.ones(0)),
-        lambda: _native.take_bits(x, bits, torch.ones(1)),
-        lambda: _native.take_bits(x, torch.tensor([0, 0, 1], dtype=torch.uint8), torch.ones(1)),  # behind the last
-        lambda: _native.split_planes(numbers, np.ones(19, np.uint8)),
-        lambda: _native.merge_planes(np.ones(21, np.uint8), numbers),
+    behind_the_last = torch.tensor([0, 0, 1], dtype=torch.uint8)
+    misfits: list[tuple[str, Callable[[], object]]] = [
+        ("by does not have the shape", lambda: _native.active_bits(x, x[:19], 0.5, bits)),
+        ("bits does not have the shape", lambda: _native.active_bits(x, x, 0.5, bits[:2])),
+        ("bits does not have the shape", lambda: _native.take_bits(x, bits[:2], torch.ones(0))),
+        ("values does not have an entry for each bit", lambda: _native.take_bits(x, bits, torch.ones(1))),
+        ("there is a bit behind the last entry", lambda: _native.take_bits(x, behind_the_last, torch.ones(1))),
+        ("planes does not have 4 bytes", lambda: _native.split_planes(numbers, np.ones(19, np.uint8))),
+        ("planes does not have 4 bytes", lambda: _native.merge_planes(np.ones(21, np.uint8), numbers)),
     ]
-    for call in misfits:
-        with pytest.raises(ValueError, match=r"shape|behind the last|4 bytes"):
+    for message, call in misfits:
+        with pytest.raises(ValueError, match=message):
             call()
     wrong: list[Callable[[], object]] = [
         lambda: _native.active_bits(x.double(), x, 0.5, bits),
@@ -119,5 +120,5 @@ def test_memory_of_another_size_or_type_is_refused() -> None:
         lambda: _native.ans_decode(cumulative(), np.ones(3, np.uint32), bytes(8)),
     ]
     for call in wrong:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="incompatible function arguments"):
             call()

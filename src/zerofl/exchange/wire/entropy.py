@@ -34,7 +34,7 @@ def decode_bitmap(reader: Reader, count: int, numel: int) -> np.ndarray:
     words = reader.array("<u4", reader.uint32()).astype(np.uint32)
     if len(words) and not words[-1]:
         raise reader.refuse("has words that end in 0, which no encoder writes")
-    decode = decode_with_constriction if dispatch.UNAVAILABLE else _decode_natively
+    decode = decode_with_constriction if dispatch.UNAVAILABLE else decode_natively
     bitmap, is_all = decode(words, count, numel)
     if not is_all:
         raise reader.refuse(f"has words that hold more than its bitmap of {len(bitmap)} bytes")
@@ -48,15 +48,16 @@ def decode_with_constriction(words: np.ndarray, count: int, numel: int) -> tuple
     return bitmap, coder.is_empty()
 
 
-def _decode_natively(words: np.ndarray, count: int, numel: int) -> tuple[np.ndarray, bool]:
-    return native.ans_decode(_cumulative(count, numel), words, -(-numel // 8))
+def decode_natively(words: np.ndarray, count: int, numel: int) -> tuple[np.ndarray, bool]:
+    """`decode_with_constriction`, on the native kernels."""
+    return native.ans_decode(cumulative(count, numel), words, -(-numel // 8))
 
 
 def _byte_model(count: int, numel: int) -> Any:
     return Categorical(_probabilities(count, numel), perfect=False)
 
 
-def _cumulative(count: int, numel: int) -> np.ndarray:
+def cumulative(count: int, numel: int) -> np.ndarray:
     """The sums of the first bytes' probabilities in units of 2^-24, uint32 [257]; each byte has at least one unit.
 
     These are the ones of constriction's Categorical with perfect = False.
