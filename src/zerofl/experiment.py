@@ -5,9 +5,9 @@ import difflib
 import math
 import re
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from zerofl.data import DATASETS, PARTITIONS
 from zerofl.data.partition import ALPHAS, LEAST_ALPHA, MOST_ALPHA
@@ -23,6 +23,38 @@ MOST_THREADS = 1024
 
 class ExperimentError(ZeroFLError, ValueError):
     """An experiment file, key or value that cannot be used; the message names it and what would be valid."""
+
+
+class _Rule(NamedTuple):
+    """What a value must be, for the check and for its message."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _one_of(choices: Collection[str]) -> _Rule:
+    return _Rule(lambda value: value in choices, f"one of {', '.join(sorted(choices))}")
+
+
+_NUMBER = _Rule(lambda value: value >= 0, "0 or more")
+_COUNT = _Rule(lambda value: value >= 1, "1 or more")
+_FRACTION = _Rule(lambda value: 0 <= value < 1, "a fraction in [0, 1)")
+_DECAY = _Rule(lambda value: 0 <= value < 1, "a decay rate in [0, 1)")
+_SHARE = _Rule(lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
+_POSITIVE = _Rule(lambda value: 0 < value < math.inf, "a positive number")
+_AMOUNT = _Rule(lambda value: 0 <= value < math.inf, "0 or a positive number")
+_ALPHA = _Rule(lambda value: LEAST_ALPHA <= value <= MOST_ALPHA, ALPHAS)
+_THREADS = _Rule(lambda value: 0 <= value <= MOST_THREADS, f"0 to {MOST_THREADS}")
+_DEVICE = _Rule(lambda value: bool(re.fullmatch(r"cpu|cuda(:\d+)?", value)), "cpu, cuda, or cuda:1 and so on")
+_NAME = _Rule(
+    lambda value: bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", value)),
+    "letters, digits, '.', '_' and '-', up to 255: it names a folder",
+)
+_ANY = _Rule(lambda value: True, "")
+
+
+def _key(default: Any, rule: _Rule = _ANY) -> Any:
+    return dataclasses.field(default=default, metadata={"rule": rule})
 
 
 @dataclass(frozen=True)
@@ -68,57 +100,57 @@ class Experiment:
     result.
     """
 
-    name: str = "run"
-    seed: int = 1
+    name: str = _key("run", _NAME)
+    seed: int = _key(1, _NUMBER)
 
-    dataset: str = "cifar10"
-    root: str = ""
-    partition: str = "lda"
-    clients: int = 100
-    alpha: float = 1.0
-    validation_fraction: float = 0.1
+    dataset: str = _key("cifar10", _one_of(DATASETS))
+    root: str = _key("")
+    partition: str = _key("lda", _one_of(PARTITIONS))
+    clients: int = _key(100, _COUNT)
+    alpha: float = _key(1.0, _ALPHA)
+    validation_fraction: float = _key(0.1, _FRACTION)
 
-    model: str = "resnet18"
-    width: int = 64
-    initialization: str = ""
+    model: str = _key("resnet18", _one_of(DEFAULT_INITIALIZATION))
+    width: int = _key(64, _COUNT)
+    initialization: str = _key("", _one_of(INITIALIZATIONS))
 
-    sparsity: float = 0.95
-    activation_sparsity: float | None = None
-    topk_period: int = 1
+    sparsity: float = _key(0.95, _FRACTION)
+    activation_sparsity: float | None = _key(None, _FRACTION)
+    topk_period: int = _key(1, _COUNT)
 
-    epochs: int = 1
-    batch_size: int = 32
-    lr_start: float = 0.1
-    lr_end: float = 0.01
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    augment: bool = False
-    precision: str = "float32"
+    epochs: int = _key(1, _COUNT)
+    batch_size: int = _key(32, _COUNT)
+    lr_start: float = _key(0.1, _POSITIVE)
+    lr_end: float = _key(0.01, _POSITIVE)
+    momentum: float = _key(0.0, _FRACTION)
+    weight_decay: float = _key(0.0, _AMOUNT)
+    augment: bool = _key(False)
+    precision: str = _key("float32", _one_of(PRECISIONS))
 
-    uplink: str = "top_k_weights"
-    mask_ratio: float = 0.0
-    uplink_values: str = "float32"
-    uplink_positions: str = "cheapest"
+    uplink: str = _key("top_k_weights", _one_of(UPLINKS))
+    mask_ratio: float = _key(0.0, _SHARE)
+    uplink_values: str = _key("float32", _one_of(VALUES))
+    uplink_positions: str = _key("cheapest", _one_of(POSITIONS))
 
-    rounds: int = 700
-    clients_per_round: int = 10
-    min_replies: int = 1
-    reply_timeout_seconds: float = 3600.0
-    server_optimizer: str = "fedavg"
-    server_lr: float = 0.01
-    server_beta_1: float = 0.9
-    server_beta_2: float = 0.99
-    server_tau: float = 0.001
+    rounds: int = _key(700, _COUNT)
+    clients_per_round: int = _key(10, _COUNT)
+    min_replies: int = _key(1, _COUNT)
+    reply_timeout_seconds: float = _key(3600.0, _POSITIVE)
+    server_optimizer: str = _key("fedavg", _one_of(SERVER_OPTIMIZERS))
+    server_lr: float = _key(0.01, _POSITIVE)
+    server_beta_1: float = _key(0.9, _DECAY)
+    server_beta_2: float = _key(0.99, _DECAY)
+    server_tau: float = _key(0.001, _POSITIVE)
 
-    evaluate_every: int = 1
-    validate_every: int = 0
-    snapshot_every: int = 0
+    evaluate_every: int = _key(1, _COUNT)
+    validate_every: int = _key(0, _NUMBER)
+    snapshot_every: int = _key(0, _NUMBER)
 
-    device: str = "cpu"
-    threads: int = 0
-    ray_address: str = ""
-    client_cpus: float = 0.0
-    client_gpus: float = 0.0
+    device: str = _key("cpu", _DEVICE)
+    threads: int = _key(0, _THREADS)
+    ray_address: str = _key("")
+    client_cpus: float = _key(0.0, _AMOUNT)
+    client_gpus: float = _key(0.0, _AMOUNT)
 
     def __post_init__(self) -> None:
         """Check every value, and settle the ones whose default depends on another.
@@ -126,55 +158,22 @@ class Experiment:
         Raises:
             ExperimentError: a value out of range; it says which and what is expected.
         """
-        self._expect_choice("dataset", DATASETS)
-        self._expect_choice("partition", PARTITIONS)
-        self._expect_choice("model", DEFAULT_INITIALIZATION)
         if not self.initialization:
-            object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION[self.model])
+            object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION.get(self.model, ""))
         if self.activation_sparsity is None:
             object.__setattr__(self, "activation_sparsity", self.sparsity)
-        self._expect_choice("initialization", INITIALIZATIONS)
-        self._expect_choice("precision", PRECISIONS)
-        self._expect_choice("uplink", UPLINKS)
-        self._expect_choice("uplink_values", VALUES)
-        self._expect_choice("uplink_positions", POSITIONS)
+        for field in dataclasses.fields(self):
+            rule = field.metadata["rule"]
+            self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
-        self._expect_choice("server_optimizer", SERVER_OPTIMIZERS)
-        self._expect("device", bool(re.fullmatch(r"cpu|cuda(:\d+)?", self.device)), "cpu, cuda, or cuda:1 and so on")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", self.name):
-            raise ExperimentError(
-                f"name = {self.name!r}: expected letters, digits, '.', '_' and '-', up to 255: it names a folder"
-            )
-        for key in ("clients", "width", "topk_period", "epochs", "batch_size", "rounds", "evaluate_every"):
-            self._expect(key, getattr(self, key) >= 1, "1 or more")
-        for key in ("seed", "validate_every", "snapshot_every"):
-            self._expect(key, getattr(self, key) >= 0, "0 or more")
-        self._expect("threads", 0 <= self.threads <= MOST_THREADS, f"0 to {MOST_THREADS}")
-        self._expect("alpha", LEAST_ALPHA <= self.alpha <= MOST_ALPHA, ALPHAS)
-        for key in ("sparsity", "activation_sparsity", "validation_fraction", "momentum"):
-            self._expect(key, 0 <= getattr(self, key) < 1, "a fraction in [0, 1)")
-        for key in ("server_beta_1", "server_beta_2"):
-            self._expect(key, 0 <= getattr(self, key) < 1, "a decay rate in [0, 1)")
-        for key in ("lr_start", "lr_end", "server_lr", "server_tau", "reply_timeout_seconds"):
-            self._expect(key, 0 < getattr(self, key) < math.inf, "a positive number")
-        for key in ("client_cpus", "client_gpus"):
-            self._expect(key, 0 <= getattr(self, key) < math.inf, "0 or a positive number")
-        self._expect("weight_decay", 0 <= self.weight_decay < math.inf, "0 or a positive number")
-        self._expect("mask_ratio", 0 <= self.mask_ratio <= 1, "a fraction in [0, 1]")
-        self._expect("clients_per_round", 1 <= self.clients_per_round <= self.clients, f"1 to clients = {self.clients}")
-        self._expect(
-            "min_replies",
-            1 <= self.min_replies <= self.clients_per_round,
-            f"1 to clients_per_round = {self.clients_per_round}",
-        )
+        for key, most in (("clients_per_round", "clients"), ("min_replies", "clients_per_round")):
+            value = getattr(self, most)
+            self._expect(key, getattr(self, key) <= value, f"1 to {most} = {value}")
 
     def _expect(self, key: str, ok: bool, expected: str) -> None:
         if not ok:
             raise ExperimentError(f"{key} = {getattr(self, key)!r}: expected {expected}")
-
-    def _expect_choice(self, key: str, choices: Collection[str]) -> None:
-        self._expect(key, getattr(self, key) in choices, f"one of {', '.join(sorted(choices))}")
 
 
 _TYPES = get_type_hints(Experiment)

@@ -14,7 +14,6 @@ from zerofl.bench.workload import MODELS
 from zerofl.cli import bench, data, main
 from zerofl.cli.importing import INTERRUPTED
 from zerofl.data import DATASETS, PARTITIONS
-from zerofl.data.fetch import HUB
 from zerofl.run.checkpoint import load_checkpoint, save_checkpoint
 from zerofl.run.files import CHECKPOINT
 from zerofl.run.folder import read_lines, read_summary
@@ -292,7 +291,7 @@ main({arguments})
 
 def test_the_choices_are_those_there_are() -> None:
     assert set(data.DATASETS) == set(DATASETS)
-    assert set(data.FETCHED) == set(HUB)
+    assert set(data.FETCHED) == {name for name, source in DATASETS.items() if source.hub}
     assert {*data.PARTITIONS, "node"} == set(PARTITIONS)
     assert set(bench.BENCH_MODELS) == set(MODELS)
     assert set(bench.BENCH_ISAS) == set(ISAS)

@@ -17,8 +17,6 @@ from zerofl.cli import main
 from zerofl.cli.tables import client_tables
 from zerofl.data import DATASETS, Dataset, Split, client_indices, femnist, load_dataset
 from zerofl.data.check import (
-    PUBLISHED,
-    Published,
     check_dataset,
     class_table,
     content_checksum,
@@ -26,6 +24,7 @@ from zerofl.data.check import (
     report,
 )
 from zerofl.data.dataset import checksum
+from zerofl.data.source import Published
 from zerofl.run.console import Output
 
 
@@ -43,12 +42,12 @@ def shuffled(dataset: Dataset, order: torch.Tensor) -> Dataset:
 
 
 def test_every_data_set_has_figures_that_can_be_compared() -> None:
-    assert set(PUBLISHED) == set(DATASETS)
-    for published in PUBLISHED.values():
-        assert all(figures.keys() == published.figures[0].keys() for figures in published.figures)
+    for source in DATASETS.values():
+        versions = source.published.figures
+        assert all(figures.keys() == versions[0].keys() for figures in versions)
     known = figures_of(load_dataset("mnist5k", ""))
     for name in ("femnist", "mnist5k", "speech_commands_by_speaker"):
-        assert PUBLISHED[name].figures[0].keys() <= known.keys()
+        assert DATASETS[name].published.figures[0].keys() <= known.keys()
 
 
 def test_figures_are_counts() -> None:
@@ -136,10 +135,10 @@ VERSIONS = [  # writers, images, and the rule of the 80 %
 def test_femnist_is_complete_with_the_papers_parts_and_not_with_leafs_own(
     writers: int, samples: int, training: Callable[[int], int]
 ) -> None:
-    whole = report("femnist", femnist_of(writers, samples, training), "", PUBLISHED["femnist"])
+    whole = report("femnist", femnist_of(writers, samples, training), "", DATASETS["femnist"].published)
     assert whole.differences == ()
     assert not any("--tf" in remark for remark in whole.remarks)
-    other = report("femnist", femnist_of(writers, samples, leaf(0.9)), "", PUBLISHED["femnist"])
+    other = report("femnist", femnist_of(writers, samples, leaf(0.9)), "", DATASETS["femnist"].published)
     named = [difference.split(" or ")[0] for difference in other.differences]
     # 0.8 (817,851 - 3,597) = 651,403.2 and 0.8 * 817,851 = 654,280.8
     assert f"{sum(other.train):,} training samples, published 651,404 to 654,280" in named
@@ -148,7 +147,7 @@ def test_femnist_is_complete_with_the_papers_parts_and_not_with_leafs_own(
 
 
 def test_femnist_of_one_image_less_is_not_complete() -> None:
-    found = report("femnist", femnist_of(3_597, 817_850, leaf(0.8)), "", PUBLISHED["femnist"])
+    found = report("femnist", femnist_of(3_597, 817_850, leaf(0.8)), "", DATASETS["femnist"].published)
     assert found.differences == ("817,850 samples, published 817,851 or 814,277 or 805,263",)
 
 
@@ -230,7 +229,7 @@ def test_the_command_says_what_is_complete(
     """The small copy passes for the whole: as batches, and in another order from the hub."""
     dataset = load_dataset("cifar10", str(cifar_root))
     whole = Published((figures_of(dataset),), checksum(dataset), content_checksum(dataset))
-    monkeypatch.setitem(PUBLISHED, "cifar10", whole)
+    monkeypatch.setitem(DATASETS, "cifar10", DATASETS["cifar10"]._replace(published=whole))
     status, printed = run(capsys, "cifar10", "--root", str(cifar_root), "--clients", "4", "--alpha", "0.1")
     assert status == 0
     assert "4 clients, lda, alpha 0.1, seed 1" in printed

@@ -10,11 +10,11 @@ from datasets import Dataset
 from tests.data import hub_data
 from tests.data.test_speech import SPEAKERS, write_wav
 from zerofl.cli import main
-from zerofl.data import DatasetError
+from zerofl.data import DATASETS, DatasetError
 from zerofl.data.cifar10 import load_cifar10
 from zerofl.data.dataset import checksum
 from zerofl.data.femnist import load_femnist
-from zerofl.data.fetch import HUB, fetch
+from zerofl.data.fetch import fetch
 from zerofl.data.speech import load_speech_commands_by_speaker
 
 
@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_no_files(
 
 def test_without_flwr_datasets_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
-    for name in HUB:
+    for name in (name for name, source in DATASETS.items() if source.hub):
         with pytest.raises(DatasetError, match=rf"^{name}: .*pip install 'flwr-datasets"):
             fetch(name, str(tmp_path), lambda _: None)
     assert list(tmp_path.iterdir()) == []

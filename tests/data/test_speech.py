@@ -10,13 +10,13 @@ import torch
 from zerofl.cli import main
 from zerofl.data import DatasetError, load_dataset
 from zerofl.data.check import check_dataset
+from zerofl.data.sound import mfcc
 from zerofl.data.speech import (
     CLASSES,
     SILENCE,
     UNKNOWN,
     load_speech_commands,
     load_speech_commands_by_speaker,
-    mfcc,
     official_part,
 )
 

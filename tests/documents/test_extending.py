@@ -13,6 +13,7 @@ from PIL import Image
 from tests.documents.reading import ROOT, fenced_in, section, summary_of
 from tests.running import experiment_of, run
 from zerofl.data import DATASETS
+from zerofl.data.source import Published, Source
 from zerofl.exchange import aggregate, uplink
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.report.tables import STRATEGIES
@@ -26,7 +27,10 @@ def extended(
     """What a section's blocks define within a module's names; its line of a dict is put into `entries`."""
     names = dict(vars(module)) if module else {}
     names |= {"np": np, "pytest": pytest, "Path": Path, "zlib": __import__("zlib")}
+    names |= {"Source": Source, "Published": Published, "fashion": types.SimpleNamespace()}
     for language, block in fenced_in(section(PAGE, title)):
+        if "load_fashion" in names:
+            names["fashion"].load_fashion = names["load_fashion"]
         if language == "python" and re.match(r' +"', block):
             for name, entry in eval(f"{{{block}}}", names).items():
                 patch.setitem(entries, name, entry)

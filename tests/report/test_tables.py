@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.report.sweeps import LAYERS, SWEEP, cells, write_sweep
-from zerofl.data import DATASETS, femnist, load_dataset, speech
+from zerofl.data import DATASETS, load_dataset
 from zerofl.exchange.wire import schema_of
 from zerofl.experiment import Experiment
 from zerofl.models import build_model
@@ -16,7 +16,7 @@ from zerofl.report.cells import Beside, Table, as_csv, markdown
 from zerofl.report.collect import collect
 from zerofl.report.figures import persistence_table
 from zerofl.report.paper_bytes import PAPER_MB
-from zerofl.report.sizes import SHAPES, counted_bytes
+from zerofl.report.sizes import counted_bytes
 from zerofl.report.tables import paper_table, row_table, settings_table, tables, time_table, traffic_table
 from zerofl.run.folder import read_experiment, read_summary
 from zerofl.run.sweep import METRICS
@@ -156,12 +156,9 @@ def test_a_narrower_models_sizes_are_not_the_papers(tmp_path: Path) -> None:
 
 
 def test_the_shapes_are_those_of_the_data_sets(cifar_root: Path) -> None:
-    assert SHAPES.keys() == DATASETS.keys()
     for name, root in (("cifar10", str(cifar_root)), ("mnist5k", "")):
         dataset = load_dataset(name, root)
-        assert SHAPES[name] == (dataset.train.images.shape[1], len(dataset.classes))
-    assert [SHAPES[name][1] for name in ("femnist", "speech_commands")] == [len(femnist.CLASSES), len(speech.CLASSES)]
-    assert SHAPES["speech_commands_by_speaker"] == SHAPES["speech_commands"]
+        assert DATASETS[name][1:3] == (dataset.train.images.shape[1], len(dataset.classes))
 
 
 def test_recorded_runs_sent_models_of_these_shapes() -> None:
@@ -170,8 +167,8 @@ def test_recorded_runs_sent_models_of_these_shapes() -> None:
     assert folders
     for folder in folders:
         e = read_experiment(folder)
-        channels, classes = SHAPES[e.dataset]
-        schema = schema_of(build_model(e.model, classes, channels, e.width).state_dict())
+        source = DATASETS[e.dataset]
+        schema = schema_of(build_model(e.model, source.classes, source.channels, e.width).state_dict())
         assert read_summary(folder).full_model_bytes == schema.dense_bytes, folder
 
 

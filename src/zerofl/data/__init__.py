@@ -1,17 +1,14 @@
 """Data sets, from local folders only. Nothing downloads but `zerofl.data.fetch`, when asked to."""
 
 import dataclasses
-from collections.abc import Callable
 from functools import cache, lru_cache
 
 from torch import Tensor
 
-from zerofl.data.cifar10 import load_cifar10
+from zerofl.data import cifar10, femnist, mnist5k, speech
 from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split, checksum
-from zerofl.data.femnist import load_femnist
-from zerofl.data.mnist5k import load_mnist5k
 from zerofl.data.partition import PARTITIONS
-from zerofl.data.speech import load_speech_commands, load_speech_commands_by_speaker
+from zerofl.data.source import Hub, Source
 
 __all__ = [
     "DATASETS", "PARTITIONS", "Augmentation", "Dataset", "DatasetError", "Split", "client_indices",
@@ -19,14 +16,39 @@ __all__ = [
     "load_dataset",
 ]  # fmt: skip
 
-DATASETS: dict[str, Callable[[str], Dataset]] = {
-    "cifar10": load_cifar10,
-    "femnist": load_femnist,
-    "mnist5k": load_mnist5k,
-    "speech_commands": load_speech_commands,
-    "speech_commands_by_speaker": load_speech_commands_by_speaker,
+DATASETS = {
+    "cifar10": Source(
+        cifar10.load_cifar10,
+        channels=3,
+        classes=len(cifar10.CLASSES),
+        published=cifar10.PUBLISHED,
+        hub=Hub("uoft-cs/cifar10", None, ("train", "test")),
+    ),
+    "femnist": Source(
+        femnist.load_femnist,
+        channels=1,
+        classes=len(femnist.CLASSES),
+        published=femnist.PUBLISHED,
+        hub=Hub("flwrlabs/femnist", None, ("train",)),
+    ),
+    "mnist5k": Source(mnist5k.load_mnist5k, channels=1, classes=10, published=mnist5k.PUBLISHED),
+    "speech_commands": Source(
+        speech.load_speech_commands,
+        channels=1,
+        classes=len(speech.CLASSES),
+        published=speech.PUBLISHED,
+        hub=Hub("google/speech_commands", "v0.01", ("train", "validation", "test"), sounds=("audio",)),
+        stray_files=speech.stray_files,
+    ),
+    "speech_commands_by_speaker": Source(
+        speech.load_speech_commands_by_speaker,
+        channels=1,
+        classes=len(speech.CLASSES),
+        published=speech.PUBLISHED_BY_SPEAKER,
+        stray_files=speech.stray_files,
+    ),
 }
-"""The data sets by name: what reads one from a folder or archive."""
+"""The data sets by name."""
 
 
 @cache
@@ -36,7 +58,7 @@ def load_dataset(name: str, root: str) -> Dataset:
     Raises:
         DatasetError: it is not there, or not what it should be; the message says where it looked and where to get it.
     """
-    return DATASETS[name](root)
+    return DATASETS[name].load(root)
 
 
 @lru_cache(maxsize=2)

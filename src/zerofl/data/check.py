@@ -2,92 +2,16 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from zerofl.data import cifar10, dataset_checksum, femnist, load_dataset, speech
+from zerofl.data import DATASETS, dataset_checksum, load_dataset
 from zerofl.data.dataset import Dataset, Split
+from zerofl.data.source import Figures, Published
 
-Figures = Mapping[str, int | range]
-
-
-@dataclass(frozen=True)
-class Published:
-    """The complete published data.
-
-    `figures` are the counts of `figures_of` by which it is known, or the range that a count is in, for each version of
-    it that was published, the paper's first. `checksum` is that of `zerofl.data.dataset.checksum`, and `content` that
-    of `content_checksum`; "" where it is not known. `remedy` is how to get the complete data, where that needs a word.
-    """
-
-    figures: tuple[Figures, ...]
-    checksum: str = ""
-    content: str = ""
-    remedy: str = ""
-
-
-def _in_fifths(writers: int, samples: int, *, more_trains: bool) -> Figures:
-    """FEMNIST with a fifth of each writer's images in the test part: the paper's 652 K and 165 K images.
-
-    A writer's fifth is rounded, and so the parts are known to 4/5 of an image a writer: upwards by LEAF, whose training
-    part is int(0.8 n) of n images, and downwards by `load_femnist` (`more_trains`).
-    """
-    least = -(-4 * (samples if more_trains else samples - writers) // 5)
-    most = 4 * (samples + writers if more_trains else samples) // 5
-    return {
-        "natural clients": writers,
-        "samples": samples,
-        "training samples": range(least, most + 1),
-        "test samples": range(samples - most, samples - least + 1),
-    }
-
-
-PUBLISHED = {
-    "cifar10": Published(
-        (
-            {"training samples": 50_000, "test samples": 10_000}
-            | {f"training samples of {name}": 5_000 for name in cifar10.CLASSES}
-            | {f"test samples of {name}": 1_000 for name in cifar10.CLASSES},
-        ),
-        checksum="612671e6bb37e8b15ec4552378c264385574c06bf77b146df22c121b3b667b99",
-        content="dd79df4c25482d0269908bfc9eeb7737a148e217e0e479f44ec0efb91fc152f1",
-    ),
-    # Of LEAF's scripts now, which give each writer but the first his first image twice; on the hub; in LEAF's paper.
-    "femnist": Published(
-        (
-            _in_fifths(3_597, 817_851, more_trains=False),
-            _in_fifths(3_597, 814_277, more_trains=True),
-            _in_fifths(3_550, 805_263, more_trains=False),
-        ),
-        remedy=f"the complete data with the paper's parts, 80/20, are LEAF's by {femnist.LEAF_COMMAND}; without --tf "
-        "LEAF splits 90/10",
-    ),
-    "mnist5k": Published(
-        ({"training samples": 4_000, "test samples": 1_000},),
-        checksum="9dd2b68a2c5441bac6d651c1009fb8ff62b01db3f249a9fd355e663d6d6cbaee",
-    ),
-    # v0.01. The parts are the authors'; silence is a tenth of the clips, rounded down.
-    "speech_commands": Published(
-        (
-            {
-                "training samples": 51_088 + 5_108,
-                "training samples of silence": 5_108,
-                "test samples": 6_835 + 683,
-                "test samples of silence": 683,
-            },
-        )
-    ),
-    "speech_commands_by_speaker": Published(({"samples without silence": 64_721},)),
-}
-
-STRAY_FILES: dict[str, Callable[[str], list[Path]]] = {
-    "speech_commands": speech.stray_files,
-    "speech_commands_by_speaker": speech.stray_files,
-}
 FILES_NAMED = 5  # of the stray ones
 
 
@@ -110,18 +34,18 @@ class Report:
 
 
 def check_dataset(name: str, root: str) -> Report:
-    """Load a data set and compare it with `PUBLISHED`.
+    """Load a data set and compare it with what was published.
 
     Raises:
         DatasetError: it cannot be read.
     """
-    found = report(name, load_dataset(name, root), dataset_checksum(name, root), PUBLISHED[name])
+    found = report(name, load_dataset(name, root), dataset_checksum(name, root), DATASETS[name].published)
     return dataclasses.replace(found, remarks=(*found.remarks, *_stray(name, root)))
 
 
 def _stray(name: str, root: str) -> list[str]:
     """A remark on the files that were not read, where it can be told."""
-    files = STRAY_FILES[name](root) if name in STRAY_FILES else []
+    files = DATASETS[name].stray_files(root)
     if not files:
         return []
     more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""

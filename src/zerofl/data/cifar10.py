@@ -17,8 +17,19 @@ from zerofl.data.dataset import Augmentation, Dataset, DatasetError, Split
 from zerofl.data.files import read_file, reading, visible
 from zerofl.data.hub import parquet_files, read_images
 from zerofl.data.image import decode_image
+from zerofl.data.source import Published
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+PUBLISHED = Published(
+    (
+        {"training samples": 50_000, "test samples": 10_000}
+        | {f"training samples of {name}": 5_000 for name in CLASSES}
+        | {f"test samples of {name}": 1_000 for name in CLASSES},
+    ),
+    checksum="612671e6bb37e8b15ec4552378c264385574c06bf77b146df22c121b3b667b99",
+    content="dd79df4c25482d0269908bfc9eeb7737a148e217e0e479f44ec0efb91fc152f1",
+)
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin", "cifar10")

@@ -3,40 +3,29 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from zerofl.data import DATASETS
 from zerofl.data.dataset import DatasetError
+from zerofl.data.source import Hub
 from zerofl.data.temporary import folder_beside
 from zerofl.errors import install_hint
 
-
-class Source(NamedTuple):
-    """A data set on the hub: its repository, which subset of it, the splits, and the columns that hold sounds."""
-
-    repository: str
-    subset: str | None
-    splits: tuple[str, ...]
-    sounds: tuple[str, ...] = ()
-
-
-HUB = {
-    "cifar10": Source("uoft-cs/cifar10", None, ("train", "test")),
-    "femnist": Source("flwrlabs/femnist", None, ("train",)),
-    "speech_commands": Source("google/speech_commands", "v0.01", ("train", "validation", "test"), sounds=("audio",)),
-}
 CONVERTED = "refs/convert/parquet"
 """Where the hub keeps the parquet files that it made of a data set that comes as a script."""
 
 
 def fetch(name: str, root: str, report: Callable[[str], None]) -> list[Path]:
-    """Download a data set of `HUB` into `root/name/<split>.parquet`; all of its files appear, or none.
+    """Download a data set that the hub has into `root/name/<split>.parquet`; all of its files appear, or none.
 
     The rows stay in the hub's order, and the bytes of images and sounds as they are. `report` is given a line a step.
 
     Raises:
         DatasetError: flwr-datasets is not installed, the files are there already, or the download failed.
     """
-    source, folder = HUB[name], Path(root).expanduser() / name
+    source, folder = DATASETS[name].hub, Path(root).expanduser() / name
+    if source is None:
+        raise DatasetError(f"{name}: it is not on the hub")
     there = sorted(folder.glob("*.parquet"))
     if there:
         names = ", ".join(path.name for path in there)
@@ -73,7 +62,7 @@ def fetch(name: str, root: str, report: Callable[[str], None]) -> list[Path]:
     return [folder / f"{split}.parquet" for split in splits]
 
 
-def _download(source: Source, options: dict[str, Any]) -> dict[str, Any]:
+def _download(source: Hub, options: dict[str, Any]) -> dict[str, Any]:
     """The splits as `datasets.Dataset`, with sounds as the bytes of their files."""
     from datasets import Audio
     from flwr_datasets import FederatedDataset

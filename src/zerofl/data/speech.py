@@ -10,7 +10,6 @@ are in. The hub lacks most of the testing part: its test split is the authors' s
 
 import functools
 import hashlib
-import io
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -24,14 +23,26 @@ from zerofl.data.dataset import Dataset, DatasetError, Split
 from zerofl.data.disk_cache import cached
 from zerofl.data.files import reading, visible
 from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
-from zerofl.errors import install_hint
+from zerofl.data.sound import COEFFICIENTS, HOP, MELS, N_FFT, RATE, Sound, mfcc, noise, one_second
+from zerofl.data.source import Published
 from zerofl.rng import rng
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 UNKNOWN, SILENCE = len(WORDS), len(WORDS) + 1
 CLASSES = (*WORDS, "unknown", "silence")
-RATE = 16_000  # samples a second; a clip is one second at most
-COEFFICIENTS, N_FFT, HOP, MELS, TOP_DB = 32, 2048, 512, 32, 80.0
+
+# v0.01. The parts are the authors'; silence is a tenth of the clips, rounded down.
+PUBLISHED = Published(
+    (
+        {
+            "training samples": 51_088 + 5_108,
+            "training samples of silence": 5_108,
+            "test samples": 6_835 + 683,
+            "test samples of silence": 683,
+        },
+    )
+)
+PUBLISHED_BY_SPEAKER = Published(({"samples without silence": 64_721},))
 CLIPS_A_SILENCE = 10
 NOISES = "_background_noise_"
 HUB_SILENCE = "_silence_"  # the label of the noises on the hub, and the test set's folder of silence
@@ -41,14 +52,6 @@ CHUNK = 64  # clips whose MFCC are taken in one go
 WORD_EVERY = 5_000  # sounds between two lines of progress, some ten seconds
 
 _log = logging.getLogger("zerofl.data")
-
-
-class Sound(NamedTuple):
-    """A sound that is yet to be read: where it is, for messages, the file that it lies in, and what reads its bytes."""
-
-    where: str
-    file: Path
-    read: Callable[[], bytes]
 
 
 class Clip(NamedTuple):
@@ -210,7 +213,7 @@ def _from_tables(tables: list[Path]) -> tuple[list[Clip], list[Sound]]:
 def _features(part: str, clips: list[Clip], noises: list[Sound]) -> dict[str, torch.Tensor]:
     """The MFCC [n, 1, 32, 32] of clips and their silences, labels [n], and each one's speaker as a number [n]."""
     generator = rng(0, 0, 0, f"silence {part}")
-    noise = [_noise(sound) for sound in noises]
+    recordings = [noise(sound) for sound in noises]
     speakers = {speaker: i for i, speaker in enumerate(sorted({clip.speaker for clip in clips}))}
     sounds: list[np.ndarray] = []
     features: list[np.ndarray] = []
@@ -220,9 +223,9 @@ def _features(part: str, clips: list[Clip], noises: list[Sound]) -> dict[str, to
     def samples() -> Iterator[tuple[np.ndarray, int, int]]:
         for number, clip in enumerate(clips, start=1):
             owner = speakers[clip.speaker]
-            yield _one_second(clip.sound), clip.label, owner
+            yield one_second(clip.sound), clip.label, owner
             if number % CLIPS_A_SILENCE == 0:
-                source = noise[generator.integers(len(noise))]
+                source = recordings[generator.integers(len(recordings))]
                 start = generator.integers(len(source) - RATE + 1)
                 yield source[start : start + RATE] * np.float32(generator.random()), SILENCE, owner
 
@@ -243,70 +246,6 @@ def _features(part: str, clips: list[Clip], noises: list[Sound]) -> dict[str, to
         "labels": torch.tensor(labels),
         "owners": torch.tensor(owners),
     }
-
-
-def mfcc(sounds: np.ndarray) -> np.ndarray:
-    """Sounds float32 [n, 16000] -> their MFCC float32 [n, 32 coefficients, 32 frames]."""
-    try:
-        import librosa
-    except ImportError as error:
-        raise DatasetError(f"speech_commands needs librosa: {install_hint('speech')}") from error
-    power = librosa.feature.melspectrogram(y=sounds, sr=RATE, n_fft=N_FFT, hop_length=HOP, n_mels=MELS)
-    # librosa's own floor, 80 dB below the loudest, but of each clip: by itself it takes the loudest of all of them.
-    decibels = librosa.power_to_db(power, top_db=None)
-    decibels = np.maximum(decibels, decibels.max((1, 2), keepdims=True) - TOP_DB)
-    features: np.ndarray = librosa.feature.mfcc(S=decibels, n_mfcc=COEFFICIENTS)
-    return features.astype(np.float32)
-
-
-def _one_second(source: Sound) -> np.ndarray:
-    sound = _read(source)
-    if not 1 <= len(sound) <= RATE:
-        raise DatasetError(
-            f"speech_commands: {source.where} has {len(sound)} samples, expected 1 to {RATE} (one second)"
-        )
-    return np.pad(sound, (0, RATE - len(sound)))
-
-
-def _noise(source: Sound) -> np.ndarray:
-    sound = _read(source)
-    if len(sound) < RATE:
-        raise DatasetError(
-            f"speech_commands: {source.where} has {len(sound)} samples, expected {RATE} or more to cut silence from"
-        )
-    return sound
-
-
-def _read(source: Sound) -> np.ndarray:
-    """A mono sound file at 16 kHz -> float32 [samples]."""
-    try:
-        import soundfile
-    except ImportError as error:
-        raise DatasetError(f"speech_commands needs soundfile: {install_hint('speech')}") from error
-    try:
-        data = source.read()
-        _check_whole(data)
-        sound, rate = soundfile.read(io.BytesIO(data), dtype="float32")
-    except (RuntimeError, OSError, EOFError, UnicodeDecodeError, IndexError) as error:  # two of a damaged parquet file
-        raise DatasetError(f"speech_commands: {source.where} is not a sound file, or is truncated: {error}") from error
-    if rate != RATE or sound.ndim != 1:
-        channels = 1 if sound.ndim == 1 else sound.shape[1]
-        raise DatasetError(
-            f"speech_commands: {source.where} has {channels} channels at {rate} Hz, expected 1 at {RATE} Hz"
-        )
-    if not np.isfinite(sound).all():
-        raise DatasetError(f"speech_commands: {source.where} has samples that are infinite or not a number")
-    return np.asarray(sound)
-
-
-def _check_whole(wav: bytes) -> None:
-    """A wav file that was cut off reads as a shorter sound: compare what its chunks say with what is there."""
-    place = 12  # after "RIFF", the length and "WAVE"
-    while wav[:4] == b"RIFF" and place + 8 <= len(wav):
-        length = int.from_bytes(wav[place + 4 : place + 8], "little")
-        if wav[place : place + 4] == b"data" and place + 8 + length > len(wav):
-            raise EOFError(f"it has {len(wav) - place - 8} bytes of sound, expected {length}")
-        place += 8 + length + length % 2
 
 
 def _find(source: Path) -> Path | None:

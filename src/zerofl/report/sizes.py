@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from zerofl.data import DATASETS
 from zerofl.exchange.wire import schema_of
 from zerofl.experiment import Experiment
 from zerofl.fl.records import Summary
@@ -20,15 +21,6 @@ from zerofl.report.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_byte
 MB = 1e6
 PAPER_WIDTH = 64  # stem channels of the paper's ResNet-18
 
-SHAPES = {
-    "cifar10": (3, 10),
-    "femnist": (1, 62),
-    "mnist5k": (1, 10),
-    "speech_commands": (1, 12),
-    "speech_commands_by_speaker": (1, 12),
-}
-"""The channels and classes of each data set, so that a report needs none of them."""
-
 NOTE = (
     "Measured MB are 10^6 bytes on the wire, in brackets the paper's figure. The paper's MB are 1,024,000 bytes of an "
     "estimate, which the column beside makes for the model of the run: 8 bytes for every number of a sparse update, 4 "
@@ -38,9 +30,9 @@ NOTE = (
 
 def counted_bytes(experiment: Experiment) -> float:
     """What the paper would count for one update of this experiment's model."""
-    channels, classes = SHAPES[experiment.dataset]
+    source = DATASETS[experiment.dataset]
     with torch.device("meta"):
-        model = build_model(experiment.model, classes, channels, experiment.width)
+        model = build_model(experiment.model, source.classes, source.channels, experiment.width)
     schema = schema_of(model.state_dict())
     if experiment.uplink == "full":
         return paper_full_bytes(schema)
