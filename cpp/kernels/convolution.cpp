@@ -103,7 +103,7 @@ INLINE void prefetch_channel(const PackedConvolution& c, const float* input, int
   for (int64_t i = begin; i < end; i += 16) __builtin_prefetch(from + i);
 }
 
-// Where each vector of a tile belongs in a row of the output, if the tile is whole and each vector lies in one piece.
+// Where each vector of a tile belongs in a row of the output, if the tile is whole and each vector is in one piece.
 INLINE bool vector_places(const PackedConvolution& c, int64_t begin, int64_t places[VECTORS]) {
   if (c.tile_count(begin) < TILE) return false;
   const bool in_order = c.full_col_step == 1 && c.full_col0 == 0;
@@ -141,7 +141,7 @@ void convolve(const PackedConvolution& c, const float* input, const float* bias,
     const int channel_end = channel_begin + c.block < c.in_channels ? channel_begin + c.block : c.in_channels;
     const int64_t list = ((int64_t)group * blocks + block) * c.group;
     const int32_t *starts = c.starts + list, *order = c.order + list;
-    // Rows [packed_begin, packed_end) of the input lie at the window's start; what is still needed moves there when it
+    // Rows [packed_begin, packed_end) of the input are at the window's start; what is still needed moves there when it
     // is full.
     int packed_begin = 0, packed_end = 0;
     for (int y = row_begin; y < row_end; ++y) {

@@ -1,8 +1,8 @@
 // The kernels of one instruction set: plain functions on pointers and ints. ops/ and bindings/ allocate and share out the work.
 //
-// Activations and their gradients lie batch innermost: [channels, height, width, batch], contiguous. Then one weight
+// Activations and their gradients are stored batch innermost: [channels, height, width, batch], contiguous. Then one weight
 // meets contiguous vectors of images, wherever the weight is, and a whole row is one flat vector in which the neighbour
-// to the right lies `batch` floats further on.
+// to the right is `batch` floats further on.
 #pragma once
 
 #include <stdint.h>
@@ -25,7 +25,7 @@ struct PackedConvolution {
   int out_channels, out_height, out_width;  // of this phase
   int row_step, row0, col_step, col0;  // from output to input
   int window_height, window_width;  // the extent of the kernel's taps
-  // Where the phase's outputs lie in the whole output tensor.
+  // Where the phase's outputs are in the whole output tensor.
   int full_height, full_width, full_row_step, full_row0, full_col_step, full_col0;
 
   // Work is done in strips of `strip` tiles of a row. Their input window is packed `block` input channels at a time: for
@@ -66,7 +66,7 @@ struct WeightGradient {
   int batch, image_group;  // images in a group
   int in_channels, out_channels, out_height, out_width, kernel_height, kernel_width;
   int outs;  // vectors of output channels at a time, 1 or 2
-  int plane_height, plane_width, top, left;  // of the bordered plane, and where the output gradient lies in it
+  int plane_height, plane_width, top, left;  // of the bordered plane, and where the output gradient is in it
   bool large;  // whether grad_weight will not stay in the caches
   int phases;
   const struct Phase* phase;

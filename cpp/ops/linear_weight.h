@@ -1,4 +1,4 @@
-// The active weights of a linear layer, as they lie: on a small batch that needs no packing.
+// The active weights of a linear layer, where they are stored: on a small batch that needs no packing.
 #pragma once
 
 #include <vector>
@@ -21,7 +21,7 @@ struct LinearWeight {
 
   const Kernels& kernels;
   Geometry geometry;
-  int part_rows;  // output channels whose weights lie in one of `found`
+  int part_rows;  // output channels whose weights are in one of `found`
   std::vector<Found> found;
   float threshold;
   int64_t active_weights;

@@ -100,8 +100,9 @@ float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64
     std::nth_element(all.begin(), all.begin() + (k - above - 1), all.begin() + found, std::greater<float>());
     return all[k - above - 1];
   }
-  // A sample of short runs, an odd step apart so that they meet all images and positions alike, brackets the k-th magnitude. One pass counts what lies above the bracket and keeps what lies
-  // within, a few percent, of which the k-th is found in the same way.
+  // A sample of short runs, an odd step apart so that they meet all images and positions alike, brackets the k-th
+  // magnitude. One pass counts what is above the bracket and keeps what is within, a few percent, of which the k-th is
+  // found in the same way.
   const int64_t runs = std::min(MOST_RUNS, count / (8 * RUN)), step = (count / runs - 1) | 1;
   std::vector<float> sample;
   for (int64_t run = 0; run < runs; ++run)
@@ -145,7 +146,7 @@ float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64
       return top_k_threshold(kernels, threads, all.data(), within, k - over);
     }
     if (over >= k) {
-      if (high == INFINITY) return NAN;  // only NaN lies above
+      if (high == INFINITY) return NAN;  // only NaN is above
       low = high, high = INFINITY;
     } else {
       high = low, low = 0;

@@ -65,7 +65,7 @@ class Experiment:
 
     Data: `dataset` from the folder or archive `root`; dealt to `clients` by `partition`: "lda" with `alpha` (1 is the
     paper's non-IID, 1000 its IID; 1e-6 to 1e6), "natural", a client for each writer or speaker, or in a deployment
-    "node", a client for each node, with all that lies in a folder of its own; `validation_fraction` of each client's
+    "node", a client for each node, with all that is in a folder of its own; `validation_fraction` of each client's
     samples is held out. One client is centralised training.
 
     Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's

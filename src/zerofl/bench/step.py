@@ -52,8 +52,8 @@ def bench_step(
 ) -> dict[str, Any]:
     """Time training steps (forward, loss, backward, SGD) of a dense model and its sparse ones, one after the other.
 
-    The sparse model is compared with the reference first. `isa` keeps both to an instruction set. `note` is told what
-    is going on.
+    The sparse model is compared with the reference first. `isa` keeps both to an instruction set. `note` gets a line
+    for each step.
 
     Returns:
         the machine, the settings and `rows`, one for each sparsity, with the medians `dense_seconds` and

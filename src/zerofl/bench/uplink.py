@@ -39,7 +39,7 @@ def bench_uplink(root: str | None, note: Callable[[str], None]) -> dict[str, Any
     """Train ResNet-18 on one client and put its update on the wire in every way.
 
     The client holds a hundredth of CIFAR-10 in `root`, or without a root 500 images of mnist5k; it trains one epoch,
-    from the initial model, at each sparsity. `note` is told what is going on. Times are the least of three.
+    from the initial model, at each sparsity. `note` gets a line for each step. Times are the least of three.
 
     Returns:
         the machine, the versions, the training and aggregation figures, and `rows` with, for each combination of

@@ -27,7 +27,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "data, 1 for any other, and 2 if it cannot be read.",
     )
     check.add_argument("name", metavar="NAME", choices=DATASETS, help=", ".join(DATASETS))
-    check.add_argument("--root", metavar="DIR", default="", help="where the data set lies")
+    check.add_argument("--root", metavar="DIR", default="", help="where the data set is")
     check.add_argument(
         "--partition",
         choices=PARTITIONS,

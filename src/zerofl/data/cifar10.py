@@ -181,7 +181,7 @@ def _in_tar(source: Path) -> Files:
         contents = {PurePosixPath(m.name): tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
         while rest := tar.fileobj.read(2**20):  # to the end of the file, where the checksum of its bytes is
             if rest.strip(b"\0"):
-                raise tarfile.ReadError("it goes on after an empty header, which is a tar's end")
+                raise tarfile.ReadError("it continues after an empty header, which is a tar's end")
     return {path: lambda data=data: data for path, data in contents.items()}  # type: ignore[misc]
 
 

@@ -1,6 +1,6 @@
 """Data sets in the form that the Hugging Face hub keeps them: local parquet files, a row a sample. Nothing downloads.
 
-Images and sounds lie in the rows as the bytes of their files. Rows count from 0 in messages.
+Images and sounds are in the rows as the bytes of their files. Rows count from 0 in messages.
 """
 
 import json
@@ -63,7 +63,7 @@ def read_column(path: Path, column: str, prefix: str) -> Any:
 
 
 def class_names(path: Path, column: str, prefix: str, default: Sequence[str] = ()) -> list[str]:
-    """The names that stand for the numbers in a column, which lie in the file's metadata; without them `default`.
+    """The names that stand for the numbers in a column, which are in the file's metadata; without them `default`.
 
     Raises:
         DatasetError: as `read_rows`.
@@ -92,7 +92,7 @@ def class_name(value: Any, names: Sequence[str], column: str, where: str) -> str
 
 
 def file_bytes(value: Any, column: str, where: str) -> bytes:
-    """The file, an image or a sound, that lies in a row.
+    """The file, an image or a sound, in a row.
 
     Raises:
         DatasetError: there is none; it starts with `where`.

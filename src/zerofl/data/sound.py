@@ -15,7 +15,7 @@ COEFFICIENTS, N_FFT, HOP, MELS, TOP_DB = 32, 2048, 512, 32, 80.0
 
 
 class Sound(NamedTuple):
-    """A sound that is yet to be read: where it is, for messages, the file that it lies in, and what reads its bytes."""
+    """A sound that is yet to be read: where it is, for messages, the file that it is in, and what reads its bytes."""
 
     where: str
     file: Path

@@ -115,7 +115,7 @@ def _load_from(source: Path, rule: str, part_of: Callable[[Clip], str]) -> Datas
         raise DatasetError(_not_found(source))
     parts = {name: [clip for clip in clips if part_of(clip) == name] for name in ("training", "testing")}
     for name, members in parts.items():
-        # By speaker, so that a natural client's samples lie together.
+        # By speaker, so that a natural client's samples are together.
         members.sort(key=lambda clip: (clip.speaker, clip.word, clip.name))
         if not members:
             raise DatasetError(
@@ -170,7 +170,7 @@ def _refuse_other_sounds(folders: list[Path]) -> None:
 
 
 def stray_files(root: str) -> list[Path]:
-    """What lies in the folders of words and is no clip; nothing of parquet files."""
+    """What is in the folders of words and is no clip; nothing of parquet files."""
     folder = _find(Path(root).expanduser())
     if folder is None:
         return []

@@ -101,8 +101,10 @@ def optimizer_of(experiment: Experiment, model: nn.Module) -> ServerOptimizer:
     e = experiment
     if e.server_optimizer == "fedavg":
         return fedavg()
-    parameters = [name for name, _ in model.named_parameters()]
-    return fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
+    if e.server_optimizer == "fedadam":
+        parameters = [name for name, _ in model.named_parameters()]
+        return fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
+    raise NotImplementedError(f"server_optimizer = {e.server_optimizer!r}")
 
 
 def test_model(state: State, dataset: Dataset, experiment: Experiment) -> tuple[float | None, float]:

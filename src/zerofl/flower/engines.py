@@ -143,7 +143,7 @@ def server_context() -> Context:
 
 
 def check_engine(engine: str, experiment: Experiment) -> None:
-    """Whether an engine can be used here for an experiment, before anything is started.
+    """Raise unless an engine can be used here for an experiment, before anything is started.
 
     Raises:
         EngineError: the nodes would have no data of their own; Ray is not installed; or a client would need more cores

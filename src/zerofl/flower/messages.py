@@ -16,7 +16,7 @@ PAYLOAD_STYPE = "zerofl.payload: put zerofl.flower.SparseUplink around all other
 
 
 class Instruction(NamedTuple):
-    """What a client is told: to be `client` of `experiment` in `round`, with the model in `payload`."""
+    """What a client is asked: to be `client` of `experiment` in `round`, with the model in `payload`."""
 
     payload: bytes
     experiment: Experiment

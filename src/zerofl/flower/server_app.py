@@ -1,4 +1,4 @@
-"""The server as a Flower app: it carries the rounds' messages over a grid to nodes, each of which is told its client.
+"""The server as a Flower app: it carries a round's messages over a grid to nodes, and says which client each is.
 
 It does not use Flower's stock strategies: those draw cohorts from the global random state, sum replies in order of
 arrival, turn integer counters into floats, let FedAdam optimise BatchNorm's statistics, and cannot resume.

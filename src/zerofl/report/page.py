@@ -59,7 +59,7 @@ def write_report(collections: list[Collection], out: Path) -> list[Path]:
 
 
 def check_out(out: Path) -> None:
-    """Whether a report can be written to `out`, before anything is made.
+    """Raise unless a report can be written to `out`, before anything is made.
 
     Raises:
         ResultsError: its name does not end in .html, or one of the three files is there and is not of a report.

@@ -62,7 +62,7 @@ def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experime
 def open_run(
     directory: Path, experiment: Experiment, report: Callable[[str], None] = lambda line: None
 ) -> Checkpoint | None:
-    """Start a run's folder, or take up the one that is there; returns where to go on, if it has come that far.
+    """Start a run's folder, or take up the one that is there; returns where to resume, if it has come that far.
 
     `report` is given a line for what somebody should know who resumes a run: rounds that are run again, other code.
 
@@ -77,7 +77,7 @@ def open_run(
     done, recorded = checkpoint.round if checkpoint else 0, _last_recorded(directory)
     if not checkpoint and recorded > 1:
         raise ResultsError(
-            f"{directory} has records up to round {recorded}, but its {CHECKPOINT}, from which to go on, is gone: "
+            f"{directory} has records up to round {recorded}, but its {CHECKPOINT}, from which to resume, is gone: "
             "restore the file, or move the run's folder away and run it again"
         )
     kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}

@@ -71,7 +71,7 @@ def sparsify_(
             PyTorch, anywhere; "auto" is native where it can be. Both give the same up to rounding. With the native
             kernels, the model's plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` become those of
             `zerofl.sparse.layout` if a convolution was made sparse: the same layers, without moving data in between.
-            Their outputs then lie in memory with the batch innermost, in whatever memory format the input or the model
+            Their outputs are then stored with the batch innermost, in whatever memory format the input or the model
             is: behind them `.view()` of several dimensions at once fails, `.flatten()` and `.reshape()` work.
 
     A weight that several modules share stays one parameter. A layer that is named here takes the top-k part of it, a
@@ -180,7 +180,7 @@ def bake_(model: nn.Module) -> list[str]:
     baked: dict[tuple[int, float], nn.Parameter] = {}
     for name, layer in layers.items():
         weight, key = weights[name].detach(), (id(weights[name]), layer.sparsity)
-        if key not in baked:  # layers that share a weight go on doing so
+        if key not in baked:  # layers that share a weight still do
             threshold = top_k_threshold(weight, count_top_k(weight.numel(), layer.sparsity))
             baked[key] = nn.Parameter(keep_active(weight, threshold), weights[name].requires_grad)
         layer.weight = baked[key]

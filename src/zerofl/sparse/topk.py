@@ -1,7 +1,7 @@
 """The top-K operator of §3.1: which entries of a tensor are active.
 
 Tie rule: every entry whose magnitude equals that of the K-th largest is active, so the active set does not depend on
-the order in which entries lie in memory. NaN counts as the largest magnitude and stays active, so that a diverged
+the order in which entries are stored. NaN counts as the largest magnitude and stays active, so that a diverged
 tensor shows itself instead of being zeroed.
 """
 
