@@ -2,9 +2,9 @@
 
 Inside, activations are stored batch innermost: memory order [C, H, W, N]. A tensor comes and goes as PyTorch's
 [N, C, H, W] with the strides of that order, so that a chain of these layers and of elementwise operations never moves
-data; other strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime. The kernels'
-results do not depend on their number (a bias's gradient and a 1x1 convolution are PyTorch's sums, which may); they may
-differ in rounding between instruction sets.
+data; other strides cost a copy. Threads follow `torch.get_num_threads()` and are those of torch's own OpenMP runtime.
+The kernels' results do not depend on their number (a bias's gradient and a 1x1 convolution are PyTorch's sums, which
+may); they may differ in rounding between instruction sets.
 """
 
 import functools
