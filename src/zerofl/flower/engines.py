@@ -198,7 +198,7 @@ def run_on_ray(
 
 
 def _check_address(address: str) -> None:
-    """Whether a Ray cluster answers at host:port. Ray itself would try for minutes, or for ever."""
+    """Raise unless a Ray cluster answers at host:port. Ray itself would try for minutes, or for ever."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise EngineError(f"ray_address = {address!r}: expected host:port, for example 10.0.0.1:6379")
