@@ -1,6 +1,7 @@
 """What the engines cost: overhead over the training itself, 3,597 clients, memory over 50 rounds.
 
 python benchmarks/engines.py overhead-0.2 --root CIFAR-10             about 5 minutes; also -0.0 and -2-threads
+python benchmarks/engines.py side-by-side --root CIFAR-10            about 2 minutes
 python benchmarks/engines.py scale --root FEMNIST [--engine ray]      about 1 minute
 python benchmarks/engines.py memory [--engine ray]                    about 2 minutes, 5 on Ray
 
@@ -22,11 +23,12 @@ from zerofl.run.origin import origin
 
 # The paper's protocol for one round: 10 of 100 clients with 500 images each. Evaluation is not the engine's.
 OVERHEAD = {"dataset": "cifar10", "clients": 100, "clients_per_round": 10, "rounds": 6, "sparsity": 0.95,
-            "uplink": "top_k_weights", "evaluate_every": 1000, "threads": 1}  # fmt: skip
+            "uplink": "top_k_weights", "evaluate_every": 1000, "threads": 1, "clients_at_once": 1}  # fmt: skip
 BENCHMARKS: dict[str, dict[str, Any]] = {
     "overhead-0.2": OVERHEAD | {"mask_ratio": 0.2},
     "overhead-0.0": OVERHEAD | {"mask_ratio": 0.0},
     "overhead-2-threads": OVERHEAD | {"mask_ratio": 0.2, "threads": 2},
+    "side-by-side": OVERHEAD | {"mask_ratio": 0.2, "clients_at_once": 2},
     # FEMNIST's number of clients, on as many writers as there are, dealt anew.
     "scale": {"dataset": "femnist", "model": "leaf_cnn", "clients": 3597, "clients_per_round": 35, "rounds": 3,
               "batch_size": 20, "uplink": "top_k_weights_diff", "threads": 1, "evaluate_every": 1000},
@@ -70,7 +72,7 @@ def watch(name: str, engine: str, root: str | None, out: Path) -> list[Seen]:
             if "  round " in line:
                 seconds = time.perf_counter() - started
                 # The kernel stops a process for as long as it counts its memory, which is not the engine's time.
-                memory = 0 if name.startswith("overhead") else resident_bytes(process.pid)
+                memory = 0 if name.startswith(("overhead", "side")) else resident_bytes(process.pid)
                 seen.append(Seen(line.strip(), seconds, memory))
                 print(f"{seen[-1].resident_bytes / 1e6:7.0f} MB  {line}", end="", flush=True)
     if process.returncode:
@@ -86,6 +88,8 @@ def figures(name: str, seen: list[Seen], rounds: list[dict[str, Any]]) -> dict[s
         seconds = seen[-2].seconds - seen[0].seconds
         train_seconds = sum(r["train_seconds"] for r in rounds[1:-1])
         return {"round_seconds": seconds, "train_seconds": train_seconds, "overhead": seconds / train_seconds - 1}
+    if name == "side-by-side":
+        return {"round_seconds": seen[-2].seconds - seen[0].seconds}
     if name == "scale":
         start = seen[0].seconds - rounds[0]["seconds"]
         peak = max(look.resident_bytes for look in seen)

@@ -93,7 +93,8 @@ class Experiment:
 
     Machine: `device`, on which clients train and the server evaluates, cpu or cuda (with masks on dense kernels; cuda:1
     is the second GPU); `threads` of PyTorch, up to 1024 (0: as many as it chooses, which is then recorded). The results
-    are bitwise reproducible for a given number of them.
+    are bitwise reproducible for a given number of them. In one process `clients_at_once` are trained side by side (0:
+    as many as the cores have room for, with so many threads each); that changes no result.
 
     Ray: the existing cluster at `ray_address` (empty: a new one on this machine); each client takes `client_cpus` cores
     (0: as many as `threads`) and `client_gpus`, of which 0.25 lets four clients share a GPU. None of this changes a
@@ -148,6 +149,7 @@ class Experiment:
 
     device: str = _key("cpu", _DEVICE)
     threads: int = _key(0, _THREADS)
+    clients_at_once: int = _key(0, _NUMBER)
     ray_address: str = _key("")
     client_cpus: float = _key(0.0, _AMOUNT)
     client_gpus: float = _key(0.0, _AMOUNT)
@@ -207,8 +209,8 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     return key, _typed(key, document["value"] if len(document) == 1 else text)
 
 
-WHERE = ("root", "ray_address", "client_cpus", "client_gpus")
-"""The keys that say where a run finds its data and its cores, and change no result."""
+WHERE = ("root", "clients_at_once", "ray_address", "client_cpus", "client_gpus")
+"""The keys that say where a run finds its data and how it uses its machine, and change no result."""
 
 
 def differing_keys(one: Experiment, other: Experiment) -> list[str]:

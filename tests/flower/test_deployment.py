@@ -202,7 +202,7 @@ def test_every_setting_of_the_app_is_a_key_of_an_experiment(tmp_path: Path) -> N
     experiment, out, resume = read_run_config(config | {"out": str(tmp_path)})
     assert (out, resume) == (tmp_path, False)
     keys = {field.name for field in dataclasses.fields(Experiment)}
-    left_out = {"activation_sparsity", "ray_address", "client_cpus", "client_gpus"}
+    left_out = {"activation_sparsity", "clients_at_once", "ray_address", "client_cpus", "client_gpus"}
     assert config.keys() == keys - left_out | {"out", "resume"}
     defaults = Experiment()
     of_the_app = {"dataset", "clients", "clients_per_round", "model", "rounds", "batch_size", "uplink"}

@@ -1,6 +1,8 @@
 """The client's side of Algorithm 1, as functions: train what was received with SWAT, choose what to send of it."""
 
+import os
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -53,9 +55,11 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
     model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
     mine, _ = samples_of(experiment, client)
 
-    started, cpu_started = time.perf_counter(), time.process_time()
+    clock = _cpu_clock(experiment)
+    started, cpu_started = time.perf_counter(), clock() if clock else None
     train_loss = train(model, dataset.train.take(mine), dataset, experiment, round=round, client=client)
-    train_seconds, train_cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
+    train_seconds = time.perf_counter() - started
+    train_cpu_seconds = clock() - cpu_started if clock and cpu_started is not None else None
 
     sizes = {name: layer.weight.numel() for name, layer in sparse_layers(model)}
     realised = realised_sparsity(model)
@@ -66,11 +70,32 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
         examples=len(mine),
         train_loss=train_loss,
         train_seconds=train_seconds,
-        train_cpu_seconds=train_cpu_seconds,  # of all threads: other programs on the machine do not count
+        train_cpu_seconds=train_cpu_seconds,
         realised_sparsity=sum(realised[name] * sizes[name] for name in sizes) / sum(sizes.values()) if sizes else None,
     )
     trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     return Trained(trained, [f"{name}.weight" for name in sizes], record)
+
+
+def clients_at_once(experiment: Experiment) -> int:
+    """How many of a round's clients one process trains side by side; the results do not depend on it.
+
+    Unless the experiment says: as many as the cores have room for with its `threads` each, or the GPU's memory.
+    """
+    e = experiment
+    if e.clients_at_once:
+        return min(e.clients_at_once, e.clients_per_round)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = cores // e.threads if e.threads and e.device == "cpu" else 1
+    return max(1, min(most, e.clients_per_round))
+
+
+def _cpu_clock(experiment: Experiment) -> Callable[[], float] | None:
+    """A clock of the seconds that all cores spend on this client, and on nothing else; None where none tells."""
+    if clients_at_once(experiment) == 1:
+        return time.process_time
+    # Beside other clients only the time of the own thread is known, which is all where it works alone.
+    return time.thread_time if experiment.threads == 1 and experiment.device == "cpu" else None
 
 
 def encode_update(update: Update, schema: Schema, experiment: Experiment, round: int, client: int) -> bytes:

@@ -6,7 +6,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count, repeat
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from zerofl.errors import ZeroFLError, install_hint
 from zerofl.experiment import Experiment
+from zerofl.fl.client import clients_at_once
 from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.server_app import server_app
@@ -46,7 +48,7 @@ class EngineError(ZeroFLError):
 
 
 class InProcessGrid(Grid):
-    """A Flower grid whose nodes live in this process and answer at once, one after another.
+    """A Flower grid whose nodes live in this process and answer at once, `at_once` of them side by side.
 
     Faster to start than Ray, and without a copy of each message. Two spots are not Flower's public API:
     a message's id, and the ids that must be set before a Message can be made.
@@ -58,8 +60,10 @@ class InProcessGrid(Grid):
         clients: int,
         run_config: UserConfig | None = None,
         on_reply: OnReply | None = None,
+        at_once: int = 1,
     ) -> None:
         set_identity()
+        self._threads = ThreadPoolExecutor(at_once, "client") if at_once > 1 else None
         self._client_app = client_app
         self._clients = clients
         self._run_config = run_config or {}
@@ -89,15 +93,21 @@ class InProcessGrid(Grid):
         return list(range(FIRST_CLIENT_NODE_ID, FIRST_CLIENT_NODE_ID + self._clients))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Deliver messages; each is answered before the next one is delivered."""
-        messages, message_ids = list(messages), []
-        for message in messages:
-            message_id = self._label(message)
-            self._replies[message_id] = answer(self._client_app, message, self._context(message.metadata.dst_node_id))
-            message_ids.append(message_id)
+        """Deliver messages; all are answered before it returns."""
+        messages = list(messages)
+        message_ids = [self._label(message) for message in messages]
+        contexts = [self._context(message.metadata.dst_node_id) for message in messages]
+        answered = (self._threads.map if self._threads else map)(answer, repeat(self._client_app), messages, contexts)
+        for replies, (message_id, reply) in enumerate(zip(message_ids, answered, strict=True), start=1):
+            self._replies[message_id] = reply
             if self._on_reply:
-                self._on_reply(len(message_ids), len(messages))
+                self._on_reply(replies, len(messages))
         return message_ids
+
+    def close(self) -> None:
+        """Let the threads go; clients that have not begun are not trained any more."""
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies to these messages, once."""
@@ -179,8 +189,11 @@ def run_in_process(
     server_app: ServerApp, client_app: ClientApp, experiment: Experiment, on_reply: OnReply | None = None
 ) -> None:
     """Run both apps in this process; `on_reply` is called after each client of an exchange."""
-    grid = InProcessGrid(client_app, experiment.clients, on_reply=on_reply)
-    server_app(grid, server_context())
+    grid = InProcessGrid(client_app, experiment.clients, on_reply=on_reply, at_once=clients_at_once(experiment))
+    try:
+        server_app(grid, server_context())
+    finally:
+        grid.close()
 
 
 def run_on_ray(

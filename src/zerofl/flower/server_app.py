@@ -5,9 +5,13 @@ arrival, turn integer counters into floats, let FedAdam optimise BatchNorm's sta
 """
 
 import logging
+import os
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from flwr.app import Context, Message, MessageType
@@ -63,12 +67,25 @@ class GridClients:
         self._nodes = wait_for_nodes(grid, experiment)
 
     def train(self, payload: bytes, round: int, clients: list[int]) -> Iterator[Answer]:
-        """The clients' updates, decoded one at a time. A client whose node is gone first gets another, if one came."""
+        """The clients' updates, decoded as they are asked for, a few at a time on the cores there are.
+
+        A client whose node is gone first gets another, if one came.
+        """
         self._nodes = nodes_by_client(self._nodes, self._grid.get_node_ids(), self._experiment.clients)
-        replies = self._exchange(MessageType.TRAIN, payload, round, clients)
-        return (
-            reply if isinstance(reply, Failure) else self._update(reply, round, client) for client, reply in replies
-        )
+        replies = iter(self._exchange(MessageType.TRAIN, payload, round, clients))
+        cores = os.cpu_count() or 1
+        with ThreadPoolExecutor(cores, "decode") as decoders:
+
+            def begun() -> Iterator[Future[Answer]]:
+                for client, reply in replies:
+                    yield decoders.submit(self._answer, reply, round, client)
+
+            waiting = begun()
+            ahead = deque(islice(waiting, cores))
+            while ahead:
+                answer = ahead.popleft().result()
+                ahead.extend(islice(waiting, 1))
+                yield answer
 
     def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterator[Validation | Failure]:
         """The accuracies on what the clients hold out."""
@@ -78,8 +95,10 @@ class GridClients:
             except ValueError as error:
                 yield Failure(client, f"{type(error).__name__}: {error}")
 
-    def _update(self, reply: Message, round: int, client: int) -> Answer:
+    def _answer(self, reply: Message | Failure, round: int, client: int) -> Answer:
         """What a client sent, or why it is none; the bytes of a payload that is none count as refused."""
+        if isinstance(reply, Failure):
+            return reply
         payload = b""
         try:
             payload = read_payload(reply)

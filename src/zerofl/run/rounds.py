@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -77,29 +78,33 @@ def run_rounds(
     reach = connect()
 
     payload = encode_state(state.model, schema)
-    for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
-        started = time.perf_counter()
-        clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
-        answers = reach.train(payload, round, clients)
-        state, record, client_records = step(state, answers, experiment, dataset, round)
-        downlink_bytes = len(clients) * len(payload)
-        try:
-            payload = encode_state(state.model, schema)
-        except ValueError as error:
-            raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
-        if _is_due(experiment.evaluate_every, round, experiment):
-            loss, accuracy = test_model(state.model, _on_device(experiment), experiment)
-            record = replace(record, test_loss=loss, test_accuracy=accuracy)
-        if _is_due(experiment.validate_every, round, experiment):
-            validating = [client for client in clients if client in validated]
-            record = _validated(record, reach.validate(payload, round, validating))
-            downlink_bytes += len(validating) * len(payload)
-        record = replace(record, downlink_bytes=downlink_bytes, seconds=time.perf_counter() - started)
-        if record.nonzero_ratio and _is_due(experiment.snapshot_every, round, experiment):
-            save_snapshot(directory, round, {name: state.model[f"{name}.weight"] for name in record.nonzero_ratio})
-        made = Checkpoint(round, *state, data_sha256, (*earlier, now))
-        save_round(directory, record, client_records, made)
-        on_round(record)
+    with ThreadPoolExecutor(1, "record") as writer:  # a round is written while the next one is trained
+        saved: Future[None] = writer.submit(lambda: None)
+        for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
+            started = time.perf_counter()
+            clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
+            answers = reach.train(payload, round, clients)
+            state, record, client_records = step(state, answers, experiment, dataset, round)
+            downlink_bytes = len(clients) * len(payload)
+            try:
+                payload = encode_state(state.model, schema)
+            except ValueError as error:
+                raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
+            if _is_due(experiment.evaluate_every, round, experiment):
+                loss, accuracy = test_model(state.model, _on_device(experiment), experiment)
+                record = replace(record, test_loss=loss, test_accuracy=accuracy)
+            if _is_due(experiment.validate_every, round, experiment):
+                validating = [client for client in clients if client in validated]
+                record = _validated(record, reach.validate(payload, round, validating))
+                downlink_bytes += len(validating) * len(payload)
+            record = replace(record, downlink_bytes=downlink_bytes, seconds=time.perf_counter() - started)
+            if record.nonzero_ratio and _is_due(experiment.snapshot_every, round, experiment):
+                save_snapshot(directory, round, {name: state.model[f"{name}.weight"] for name in record.nonzero_ratio})
+            made = Checkpoint(round, *state, data_sha256, (*earlier, now))
+            saved.result()
+            saved = writer.submit(save_round, directory, record, client_records, made)
+            on_round(record)
+        saved.result()
     more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset)._asdict()}
     if earlier:  # a run that was resumed with other code than it began with
         more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
