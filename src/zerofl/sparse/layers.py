@@ -473,7 +473,8 @@ def _use_native_layout(model: nn.Module) -> None:
     if kernels.UNAVAILABLE:
         warnings.warn(
             f"zerofl's native kernels are not installed ({kernels.UNAVAILABLE}): sparse layers run on the reference, "
-            "which is slower than dense training. Reinstall zerofl with a C++17 compiler, or say backend='reference'",
+            "which is slower than dense training. Install it from its sources (pip install . in their folder) with a "
+            "C++17 compiler, or say backend='reference'",
             stacklevel=3,
         )
         return
