@@ -48,6 +48,7 @@ def test_a_file_runs_whole_and_prints_plain_lines_and_a_table(
 ) -> None:
     assert main(["run", file, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("2 runs, one after another, with 4 rounds in all\n")
     assert "full: 2 rounds, 2 of 4 clients a round; resnet18 with " in printed
     assert "full  round 1/2  accuracy" in printed
     assert "sparse  round 2/2  accuracy" in printed

@@ -218,8 +218,31 @@ def test_a_clients_own_class_folders_need_no_test_part_and_not_every_class(tmp_p
     with pytest.raises(ExperimentError, match=r"has no test part, on which the server evaluates"):
         check_fits(Experiment(root=str(tmp_path), clients=2, clients_per_round=2), own)
     (tmp_path / "train" / "cat").rmdir()
-    with pytest.raises(DatasetError, match=r"no images in train/ for the classes cat; if .* make an empty folder"):
+    with pytest.raises(DatasetError, match=r"no images in train/ for the classes cat; .* them, make an empty folder"):
         load_cifar10(str(tmp_path))
+    archive = shutil.make_archive(str(tmp_path / "own"), "zip", tmp_path)  # an empty folder in it would not be seen
+    with pytest.raises(DatasetError, match=r"classes cat; if .* them, unpack the archive, and make an empty folder"):
+        load_cifar10(archive)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_of_another_kind_and_a_second_copy_are_named(packed: bool, tmp_path: Path) -> None:
+    """They would be missing, or count twice, without a word."""
+
+    def given(root: Path) -> str:
+        return shutil.make_archive(str(tmp_path / "packed"), "zip", root) if packed else str(root)
+
+    write_class_folders(tmp_path / "images")
+    cats = tmp_path / "images" / "train" / "cat"
+    (cats / "notes.txt").touch()
+    load_cifar10(given(tmp_path / "images"))
+    shutil.move(sorted(cats.glob("*.png"))[0], cats / "a.GIF")
+    with pytest.raises(DatasetError, match=r"train/cat/a.GIF: expected .*\.png.* Convert"):
+        load_cifar10(given(tmp_path / "images"))
+    (cats / "a.GIF").unlink()
+    shutil.copytree(tmp_path / "images" / "train", tmp_path / "images" / "cifar10" / "train")
+    with pytest.raises(DatasetError, match=r"holds train/ 2 times, in .*, .*cifar10"):
+        load_cifar10(given(tmp_path / "images"))
 
 
 def test_crop_and_flip_moves_by_up_to_four_and_mirrors_half() -> None:

@@ -1,5 +1,6 @@
 """Files whose content is not what the format says."""
 
+import contextlib
 import dataclasses
 import os
 import pickle
@@ -172,3 +173,21 @@ def test_fewer_samples_than_clients_say_how_to_give_their_number(
     assert main(["data", "check", "cifar10", "--root", str(tmp_path), "--clients", "10"]) == 1
     assert main(["data", "check", "cifar10", "--root", str(tmp_path), "--clients", "11"]) == 2
     assert "--clients N" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--alpha", "0", "alpha = 0.0: expected a number from"),
+        ("--partition", "natural", "the data set has no clients of its own; use partition = 'lda'"),
+        ("--seed", "-1", "argument --seed: '-1' is not a whole number of 0 or more"),
+    ],
+)
+def test_another_mistake_does_not_ask_for_the_number_of_clients(
+    option: str, value: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):  # argparse's way out
+        assert main(["data", "check", "mnist5k", option, value]) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert message in printed
+    assert "give their number" not in printed

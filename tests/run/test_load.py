@@ -1,6 +1,8 @@
 """A run's model, loaded ready to use."""
 
 import json
+import pickle
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +66,21 @@ def test_evaluated_densely_it_is_another_model(mnist_run: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert f"with the top-k weights: accuracy {found.sparse_accuracy:.2%}" in printed
     assert f"with all weights: accuracy {found.dense_accuracy:.2%}" in printed
+
+
+def test_evaluated_on_other_data_it_says_so(
+    cifar_run: Path, cifar_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(cifar_root, other)
+    path = other / "cifar-10-batches-py" / "test_batch"
+    batch = pickle.loads(path.read_bytes(), encoding="bytes")
+    batch[b"data"][0, 0] ^= 1
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    for root, is_told in ((cifar_root, False), (other, True)):
+        assert evaluate_run(cifar_run, str(root)).other_data == is_told
+        assert main(["evaluate", str(cifar_run), "--root", str(root)]) == 0
+        assert ("note: the data are not those of the run" in capsys.readouterr().out) == is_told
 
 
 def test_it_needs_no_data_set(cifar_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -248,6 +249,8 @@ def test_without_kernels_the_reference_serves_and_says_so_once(monkeypatch: pyte
     with pytest.warns(UserWarning, match=r"native kernels are not installed \(no compiler\)") as caught:
         sparsify_(model, 0.9)
     assert len(caught) == 1
+    # "Reinstall zerofl" would be somebody else's package.
+    assert re.search(r"from its sources \(pip install \..*C\+\+17 compiler", str(caught[0].message))
     sparsify_(expected, 0.9, backend="reference")
     torch.testing.assert_close(model(images()), expected(images()), rtol=0, atol=0)
     assert not any(type(module).__module__ == layout.__name__ for module in model.modules())

@@ -4,7 +4,7 @@ import argparse
 import shlex
 from typing import TYPE_CHECKING
 
-from zerofl.cli.values import positive
+from zerofl.cli.values import not_negative, positive
 
 if TYPE_CHECKING:
     from zerofl.run.console import Output
@@ -35,7 +35,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     )
     check.add_argument("--clients", type=positive, metavar="N", help="default: 100, or all natural ones")
     check.add_argument("--alpha", type=float, default=1.0, metavar="A", help="of lda; default: %(default)s")
-    check.add_argument("--seed", type=int, default=1, metavar="S", help="of lda; default: %(default)s")
+    check.add_argument("--seed", type=not_negative, default=1, metavar="S", help="of lda; default: %(default)s")
     check.set_defaults(command=_data_check)
     fetching = data.add_parser(
         "fetch",
@@ -60,7 +60,8 @@ def _data_check(options: argparse.Namespace, console: "Output", errors: "Output"
     try:
         parts = client_indices(name, root, partition, clients, options.alpha, options.seed) if sum(report.train) else []
     except ValueError as error:
-        hint = "" if options.clients else "; give their number with --clients N"
+        by_default_too_many = not options.clients and clients > sum(report.train)
+        hint = "; give their number with --clients N" if by_default_too_many else ""
         errors.print(f"zerofl: {name}: {error}{hint}")
         return 2
     console.print_table(classes_table(report))

@@ -74,6 +74,10 @@ def _run(options: argparse.Namespace, console: "Output", errors: "Output") -> in
         f"zerofl: the output can no longer be written ({error.strerror}); the run continues, with its results in {out}/"
     )
     keep_sweep(out, file, sweep)
+    left = [experiment for experiment in chosen if not is_finished(out / experiment.name)]
+    if len(left) > 1:  # each says for itself what it will take
+        rounds = sum(experiment.rounds for experiment in left)
+        console.print(f"{len(left)} runs, one after another, with {rounds:,} rounds in all")
     try:
         failed = [experiment.name for experiment in chosen if not _runs(out, experiment, options, console, errors)]
     except KeyboardInterrupt as stopped:

@@ -118,22 +118,24 @@ def _sample_digests(split: Split) -> list[bytes]:
 
 
 def _differences(found: dict[str, int], versions: Sequence[Figures]) -> list[str]:
-    """What is otherwise than in the first version; nothing if it is as in one of them."""
-    if any(all(_fits(found.get(name, 0), expected) for name, expected in figures.items()) for figures in versions):
-        return []
-    return [
-        f"{found.get(name, 0):,} {name}, published {' or '.join(_others(versions, name))}"
-        for name, expected in versions[0].items()
-        if not _fits(found.get(name, 0), expected)
+    """What is otherwise than in the version that it is nearest to; nothing if it is as in one of them."""
+    otherwise = [
+        [name for name, expected in figures.items() if not _fits(found.get(name, 0), expected)] for figures in versions
     ]
+    names, nearest = min(zip(otherwise, versions, strict=True), key=lambda pair: len(pair[0]))
+    return [f"{found.get(name, 0):,} {name}, published {_published(found, name, nearest, versions)}" for name in names]
+
+
+def _published(found: dict[str, int], name: str, nearest: Figures, versions: Sequence[Figures]) -> str:
+    """A count in all versions; in the nearest one alone where another, which differs elsewhere, has what was found."""
+    expected = [figures[name] for figures in versions]
+    if any(_fits(found.get(name, 0), of_version) for of_version in expected):
+        expected = [nearest[name]]
+    return " or ".join(dict.fromkeys(map(_text, expected)))
 
 
 def _fits(count: int, expected: int | range) -> bool:
     return count in expected if isinstance(expected, range) else count == expected
-
-
-def _others(versions: Sequence[Figures], name: str) -> list[str]:
-    return list(dict.fromkeys(_text(figures[name]) for figures in versions))
 
 
 def _text(expected: int | range) -> str:

@@ -34,6 +34,7 @@ BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_bat
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 FOLDERS = ("", "cifar-10-batches-py", "cifar-10-batches-bin", "cifar10")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+OTHER_IMAGES = (".avif", ".gif", ".heic", ".jfif", ".jp2", ".pgm", ".ppm", ".tif", ".tiff")
 DEFLATE64 = 9  # the method of a zip's member; Windows takes it for files of 2 GB and more
 
 Files = dict[PurePosixPath, Callable[[], bytes]]
@@ -84,21 +85,28 @@ def _read_part(files: Files, source: Path, part: str) -> Split:
             parsed = [parse(read(), f"{source}: {path}") for path, read in found]
             images, labels = (np.concatenate(arrays) for arrays in zip(*parsed, strict=True))
             return Split(torch.from_numpy(images).view(-1, 3, 32, 32), torch.from_numpy(labels))
+    _refuse_other_images(files, source, part)
     by_class = _class_images(files, part)
     if not any(by_class.values()):
         if any(any(_class_images(files, other).values()) for other in BATCHES if other != part):
             return Split(torch.empty(0, 3, 32, 32, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
         raise DatasetError(_not_found(source))
-    homes = {path.parents[2] for paths in by_class.values() for path in paths}
+    homes = sorted({path.parents[2] for paths in by_class.values() for path in paths})
+    if len(homes) > 1:  # copies would count as often
+        places = ", ".join(str(source / home) for home in homes)
+        raise DatasetError(
+            f"cifar10: {source} holds {part}/ {len(homes)} times, in {places}; expected one: take the others away"
+        )
     missing = [
         CLASSES[label]
         for label, paths in by_class.items()
-        if not paths and not any((source / home / part / CLASSES[label]).is_dir() for home in homes)
+        if not paths and not (source / homes[0] / part / CLASSES[label]).is_dir()
     ]
     if missing:
+        unpacked = "unpack the archive, and " if source.is_file() else ""  # only the files in one are known
         raise DatasetError(
             f"cifar10: {source} has no images in {part}/ for the classes {', '.join(missing)}; if it is to have none "
-            "of them, make an empty folder for each"
+            f"of them, {unpacked}make an empty folder for each"
         )
     decoded = [
         decode_image(files[path](), "RGB", 32, f"cifar10: {source}: {path}")
@@ -111,10 +119,22 @@ def _read_part(files: Files, source: Path, part: str) -> Split:
 
 def _class_images(files: Files, part: str) -> dict[int, list[PurePosixPath]]:
     """The images of each class in class folders: .../train/airplane/anything.png."""
-    return {
-        label: sorted(p for p in files if p.parts[-3:-1] == (part, name) and p.suffix.lower() in IMAGE_SUFFIXES)
-        for label, name in enumerate(CLASSES)
-    }
+    return {label: _of_class(files, part, name, IMAGE_SUFFIXES) for label, name in enumerate(CLASSES)}
+
+
+def _of_class(files: Files, part: str, name: str, suffixes: tuple[str, ...]) -> list[PurePosixPath]:
+    return sorted(p for p in files if p.parts[-3:-1] == (part, name) and p.suffix.lower() in suffixes)
+
+
+def _refuse_other_images(files: Files, source: Path, part: str) -> None:
+    """Images of another kind would be missing without a word, and with them maybe a whole class or part."""
+    others = [path for name in CLASSES for path in _of_class(files, part, name, OTHER_IMAGES)]
+    if others:
+        named = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise DatasetError(
+            f"cifar10: {source}: {named}: expected {', '.join(IMAGE_SUFFIXES)} only. Convert them, or take them out of "
+            "the folder"
+        )
 
 
 def _read_tables(tables: dict[str, list[Path]], source: Path, split: str) -> Split:

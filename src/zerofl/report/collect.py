@@ -41,10 +41,10 @@ class Run(NamedTuple):
         return [round for round, _ in points], [value for _, value in points]
 
     def traffic(self) -> dict[int, int]:
-        """All bytes up and down until each round's end, refused payloads among them."""
+        """The bytes up and down until each round's end; without refused ones, as in the table of both ways."""
         sums, total = {}, 0
         for record in self.rounds:
-            total += record.uplink_bytes + (record.refused_bytes or 0) + record.downlink_bytes
+            total += record.uplink_bytes + record.downlink_bytes
             sums[record.round] = total
         return sums
 

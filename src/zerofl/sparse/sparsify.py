@@ -240,7 +240,8 @@ def _use_native_layout(model: nn.Module) -> None:
     if dispatch.UNAVAILABLE:
         warnings.warn(
             f"zerofl's native kernels are not installed ({dispatch.UNAVAILABLE}): sparse layers run on the reference, "
-            "which is slower than dense training. Reinstall zerofl with a C++17 compiler, or say backend='reference'",
+            "which is slower than dense training. Install it from its sources (pip install . in their folder) with a "
+            "C++17 compiler, or say backend='reference'",
             stacklevel=3,
         )
         return
