@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
+
+N = TypeVar("N", int, float)
 
 FORMAT = 1
 """The form of the JSON objects, in each of them as `format`. Those of version 0.1.0 do not say it."""
@@ -195,3 +197,9 @@ def savings(full_model_bytes: int, updates: int, uplink_bytes: int) -> float:
     used.
     """
     return full_model_bytes * updates / uplink_bytes
+
+
+def total(figures: Sequence[N | None]) -> N | None:
+    """The sum of a figure over all records, or None if it is not known of one: some were made before it was."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known[1:], known[0]) if known and len(known) == len(figures) else None

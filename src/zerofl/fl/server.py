@@ -12,7 +12,7 @@ from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg,
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
-from zerofl.fl.records import ClientRecord, RoundRecord
+from zerofl.fl.records import ClientRecord, RoundRecord, total
 from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.sparse.sparsify import sparse_layers
 
@@ -84,7 +84,7 @@ def step(
         examples=sum(record.examples for record in records),
         train_loss=weighted_mean([(record.train_loss, record.examples) for record in records]),
         train_seconds=sum(record.train_seconds or 0.0 for record in records),
-        train_cpu_seconds=_total([record.train_cpu_seconds for record in records]),
+        train_cpu_seconds=total([record.train_cpu_seconds for record in records]),
         realised_sparsity=weighted_mean([(record.realised_sparsity, record.examples) for record in records]),
         uplink_bytes=sum(record.uplink_bytes for record in records),
         refused_bytes=sum(failure.refused_bytes for failure in failures),
@@ -104,7 +104,7 @@ def optimizer_of(experiment: Experiment, model: nn.Module) -> ServerOptimizer:
     if e.server_optimizer == "fedadam":
         parameters = [name for name, _ in model.named_parameters()]
         return fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
-    raise NotImplementedError(f"server_optimizer = {e.server_optimizer!r}")
+    raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")
 
 
 def test_model(state: State, dataset: Dataset, experiment: Experiment) -> tuple[float | None, float]:
@@ -124,11 +124,6 @@ def weighted_mean(figures: Sequence[tuple[float | None, int]]) -> float | None:
     values = [(value, examples) for value, examples in figures if value is not None]
     examples = sum(examples for _, examples in values)
     return float(sum(value * examples for value, examples in values) / examples) if values else None
-
-
-def _total(seconds: Sequence[float | None]) -> float | None:
-    """The sum of what all clients have spent, or None if it is not known of one."""
-    return None if None in seconds else math.fsum(second for second in seconds if second is not None)
 
 
 def failure_records(failures: Iterable[Failure]) -> list[dict[str, object]]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from zerofl.exchange.update import State
 from zerofl.experiment import WHERE, Experiment, ExperimentError, make_experiment
-from zerofl.fl.records import ClientRecord, RoundRecord, Summary, savings
+from zerofl.fl.records import ClientRecord, RoundRecord, Summary, savings, total
 from zerofl.run.checkpoint import Checkpoint, load_tensors, save_checkpoint, save_tensors
 from zerofl.run.files import (
     CHECKPOINT,
@@ -37,7 +37,6 @@ from zerofl.run.origin import origin
 from zerofl.sparse import dispatch
 
 R = TypeVar("R", RoundRecord, ClientRecord)
-N = TypeVar("N", int, float)
 
 
 def is_finished(directory: Path) -> bool:
@@ -188,7 +187,7 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
         best_test_accuracy=best.test_accuracy if best else None,
         best_round=best.round if best else None,
         uplink_bytes=uplink_bytes,
-        refused_bytes=_sum([record.refused_bytes for record in rounds]),
+        refused_bytes=total([record.refused_bytes for record in rounds]),
         downlink_bytes=sum(record.downlink_bytes for record in rounds),
         updates=len(clients),
         full_model_bytes=full_model_bytes,
@@ -196,14 +195,8 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
         failures=sum(len(record.failures) for record in rounds),
         seconds=sum(record.seconds for record in rounds),
         train_seconds=sum(record.train_seconds or 0.0 for record in rounds),
-        train_cpu_seconds=_sum([record.train_cpu_seconds for record in rounds]),
+        train_cpu_seconds=total([record.train_cpu_seconds for record in rounds]),
         threads=experiment.threads,
         kernels=dispatch.name(experiment.device, experiment.precision),
         **origin(),
     )
-
-
-def _sum(values: list[N | None]) -> N | None:
-    """The sum of a figure over all records, or None if one of them was made before it was recorded."""
-    known = [value for value in values if value is not None]
-    return sum(known[1:], known[0]) if known and len(known) == len(values) else None
