@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from tests.running import experiment_of, model_bytes, run, run_until, without_times
 from zerofl.cli import main
+from zerofl.cli.importing import INTERRUPTED, TERMINATED
 from zerofl.data import load_dataset
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.experiment import ExperimentError
@@ -65,6 +66,26 @@ name = "fedadam"
     assert main(["run", str(file), "--out", str(out), "--resume"]) == 0
     assert model_bytes(out / "fedadam") == model_bytes(whole / "fedadam")
     assert without_times(out / "fedadam") == without_times(whole / "fedadam")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED)])
+def test_the_status_is_that_of_the_signal_whatever_the_wait_makes_of_it(
+    number: int, status: int, cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(*_: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None  # as ray.wait does
+
+    monkeypatch.setattr("zerofl.run.one.run_one", wait)
+    file = tmp_path / "file.toml"
+    file.write_text(f'[base]\nroot = "{cifar_root}"\nclients = 5\nclients_per_round = 3\n[[run]]\nname = "run"\n')
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["run", str(file), "--out", str(tmp_path / "out")]) == status
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_broadcast_is_not_changed_by_the_clients(cifar_root: Path, tmp_path: Path) -> None:

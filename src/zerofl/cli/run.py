@@ -68,7 +68,13 @@ def _run(options: argparse.Namespace, console: "Output", errors: "Output") -> in
         errors.print(f"reading {dataset} ...")
         load_dataset(dataset, root)
     chosen = preflight(out, chosen, options.resume, partial(_check_engine, options.engine, errors))
-    signal.signal(signal.SIGTERM, _interrupt)
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)  # not in the exception: Ray's core, where a run may wait, raises one of its own instead
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     # What a run computes is in its folder, so it continues when the reader of its lines, a pager or `head`, has gone.
     console.on_lost = lambda error: errors.print(
         f"zerofl: the output can no longer be written ({error.strerror}); the run continues, with its results in {out}/"
@@ -80,9 +86,9 @@ def _run(options: argparse.Namespace, console: "Output", errors: "Output") -> in
         console.print(f"{len(left)} runs, one after another, with {rounds:,} rounds in all")
     try:
         failed = [experiment.name for experiment in chosen if not _runs(out, experiment, options, console, errors)]
-    except KeyboardInterrupt as stopped:
+    except KeyboardInterrupt:
         errors.print(f"zerofl: interrupted; resume with: {_resume_command(options)}")
-        return TERMINATED if isinstance(stopped, _Terminated) else INTERRUPTED
+        return TERMINATED if came else INTERRUPTED
     finished = [read_summary(out / e.name) for e in chosen if is_finished(out / e.name)]
     if finished:
         console.print_table(summary_table(finished))
@@ -147,14 +153,6 @@ def _runs(
         errors.print(f"zerofl: run {experiment.name}: {error}")
         return False
     return True
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops a run as Ctrl-C does."""
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise _Terminated
 
 
 def _resume_command(options: argparse.Namespace) -> str:
