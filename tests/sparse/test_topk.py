@@ -9,7 +9,8 @@ from zerofl.sparse.topk import (
     active,
     count_top_k,
     keep_active,
-    kth_by_digits,
+    kth_by_torch_topk,
+    top_k,
     top_k_threshold,
     top_k_threshold_by_sorting,
 )
@@ -49,20 +50,26 @@ special = st.sampled_from([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45])
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @given(st.lists(floats | special, min_size=1, max_size=300), st.data())
-def test_selection_by_digits_is_selection_by_sorting(
+def test_selection_by_torch_topk_is_selection_by_sorting(
     dtype: torch.dtype, values: list[float], data: st.DataObject
 ) -> None:
-    magnitudes = torch.tensor(values).to(dtype).abs()
-    kth = data.draw(st.integers(1, len(values)))
-    expected = magnitudes.sort().values[kth - 1]  # NaN is sorted to the end
-    torch.testing.assert_close(kth_by_digits(magnitudes, kth), expected, rtol=0, atol=0, equal_nan=True)
+    x = torch.tensor(values).to(dtype)
+    k = data.draw(st.integers(1, len(values)))
+    expected = top_k_threshold_by_sorting(x, k)
+    torch.testing.assert_close(kth_by_torch_topk(x, k), expected, rtol=0, atol=0, equal_nan=True)
 
 
-def test_selection_by_digits_of_a_layer() -> None:
-    """So many that the highest digits alone do not settle it, with ties."""
-    magnitudes = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).abs().round(decimals=3)
-    for kth in (1, 1000, 190_000, 200_000):
-        assert kth_by_digits(magnitudes, kth) == magnitudes.sort().values[kth - 1]
+def test_selection_by_torch_topk_of_a_layer() -> None:
+    """With ties, and so many entries that another algorithm may be taken."""
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0)).round(decimals=3)
+    for k in (1, 1000, 190_000, 200_000):
+        assert kth_by_torch_topk(x, k) == top_k_threshold_by_sorting(x, k)
+
+
+@pytest.mark.parametrize(("values", "k", "expected"), [([3, 1, -2, 2], 2, 3), ([3, 1], 0, 0), ([math.nan, 1, 2], 1, 3)])
+def test_how_many_are_active(values: list[float], k: int, expected: int) -> None:
+    """With ties more than k, and all of them from a threshold on that is NaN."""
+    assert top_k(torch.tensor(values, dtype=torch.float32), k)[1] == expected
 
 
 @given(st.lists(floats, min_size=1, max_size=50, unique_by=abs), st.data())

@@ -38,7 +38,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def code() -> dict[str, str]:
-    """Which code this is: `sources_sha256` over the package's Python files and the sources of its kernels.
+    """Which code this is: `sources_sha256` over the package's Python and CUDA files and the sources of its kernels.
 
     In a checkout also its `commit`, with `+changes` where files of the package or the kernels differ from it. Both are
     taken once, so call it before long work during which somebody may edit the files.
@@ -52,9 +52,9 @@ def code_of(package: Path) -> dict[str, str]:
 
 
 def sources_sha256(package: Path) -> str:
-    """SHA-256 over the names and contents of a folder's Python files, and over what the kernels were built from."""
+    """SHA-256 over the names and contents of a folder's Python and CUDA files, and what the kernels were built from."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.rglob("*.py"), *package.rglob("*.cu")]):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(package).as_posix()} {len(content)}\n".encode() + content)
     digest.update(dispatch.sources().encode())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zerofl.sparse import kernels, layout, swat
 from zerofl.sparse.dispatch import is_exporting, native, takes
-from zerofl.sparse.topk import active, count_top_k, top_k_threshold
+from zerofl.sparse.topk import active, count_top_k, top_k, top_k_threshold
 
 Backend = Literal["auto", "native", "reference"]
 
@@ -105,13 +105,13 @@ class TopKLayer:
         if counts and not self._is_fresh():
             self.active_weights = active(self.weight, self.weight_threshold).count_nonzero()  # type: ignore[arg-type]
             return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
-        weight_threshold = top_k_threshold(self.weight, count_top_k(self.weight.numel(), self.sparsity))
+        weight_threshold, active_weights = top_k(self.weight, count_top_k(self.weight.numel(), self.sparsity))
         activation_threshold = None
         if torch.is_grad_enabled() and self.weight.requires_grad:
             activation_threshold = top_k_threshold(input, count_top_k(input.numel(), self.activation_sparsity))
             if self.training and counts:
                 self.weight_threshold, self.activation_threshold = weight_threshold, activation_threshold
-                self.active_weights = active(self.weight, weight_threshold).count_nonzero()
+                self.active_weights = active_weights
         return weight_threshold, activation_threshold
 
     def _choices(self, input: Tensor, unpadded: Tensor | None = None) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from zerofl.sparse import kernels
+from zerofl.sparse import cuda_select, kernels
 from zerofl.sparse.dispatch import takes
 
 
@@ -35,16 +35,24 @@ def top_k_threshold(x: Tensor, k: int) -> Tensor:
     if k == 0:
         return x.new_full((), math.inf)
     if takes(x):
-        return torch.tensor(kernels.top_k_threshold(_in_memory_order(x), k))
+        return torch.tensor(kernels.top_k_threshold(cuda_select.in_memory_order(x).flatten().contiguous(), k))
+    if x.device.type != "cpu":
+        return cuda_select.kth_magnitude(x, k)[0] if cuda_select.takes(x) else kth_by_torch_topk(x, k)
     magnitudes = x.detach().abs().flatten()
     kth_smallest = magnitudes.numel() - k
-    if x.device.type != "cpu":
-        return kth_by_digits(magnitudes, kth_smallest + 1)
     # numpy's vectorised partition, in place on our copy, takes a tenth of the time of torch.kthvalue; it has no
     # half-precision types, which float32 holds exactly.
     exact = (magnitudes if x.dtype in (torch.float32, torch.float64) else magnitudes.float()).numpy()
     exact.partition(kth_smallest)
     return torch.tensor(exact[kth_smallest], dtype=x.dtype)
+
+
+def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`top_k_threshold`, and how many entries are active with it; scalars on the device of `x`."""
+    if k and cuda_select.takes(x):
+        return cuda_select.kth_magnitude(x, k)
+    threshold = top_k_threshold(x, k)
+    return threshold, active(x, threshold).count_nonzero()
 
 
 def top_k_threshold_by_sorting(x: Tensor, k: int) -> Tensor:
@@ -55,30 +63,14 @@ def top_k_threshold_by_sorting(x: Tensor, k: int) -> Tensor:
     return x.detach().abs().flatten().sort(descending=True).values[k - 1]
 
 
-def kth_by_digits(magnitudes: Tensor, kth: int) -> Tensor:
-    """The `kth` smallest (from 1) of magnitudes [n], for devices on which a selection by sorting is slow.
+def kth_by_torch_topk(x: Tensor, k: int) -> Tensor:
+    """The K-th largest magnitude, 1 <= k, for devices on which neither our kernels nor numpy's selection run.
 
-    Floats that are not negative are ordered as their bits are. The bits are settled eight at a time, the highest first:
-    a histogram of those entries that share the digits found so far says which digit the kth one has. Nothing waits for
-    the device.
+    The least of the K largest, in which NaN counts as the largest. Nothing waits for the device.
     """
-    exact = magnitudes.to(torch.float32) if magnitudes.element_size() < 4 else magnitudes
-    bits = exact.view(torch.int32 if exact.element_size() == 4 else torch.int64)
-    rank = torch.full((), kth, dtype=torch.int64, device=bits.device)
-    found = torch.zeros((), dtype=bits.dtype, device=bits.device)
-    digits = torch.arange(256, device=bits.device)
-    for shift in range(8 * bits.element_size() - 8, -1, -8):
-        # The digit of an entry with the same higher digits, else 256, which is not counted. (Two shifts, since one of
-        # all the bits is none.)
-        same = (bits >> shift >> 8) == (found >> shift >> 8)
-        digit = torch.where(same, (bits >> shift) & 255, 256)
-        counts = torch.zeros(257, dtype=torch.int64, device=bits.device)
-        counts.scatter_add_(0, digit.long(), torch.ones_like(digit, dtype=torch.int64))
-        below = counts[:256].cumsum(0)
-        chosen = (below < rank).sum()
-        rank = rank - torch.where(digits < chosen, counts[:256], 0).sum()
-        found = found | (chosen.to(bits.dtype) << shift)
-    return found.view(exact.dtype).to(magnitudes.dtype)
+    largest = x.detach().abs().flatten().topk(k, sorted=False).values
+    is_nan = largest.isnan()
+    return torch.where(is_nan.all(), math.nan, torch.where(is_nan, math.inf, largest).amin())
 
 
 def active(x: Tensor, threshold: Tensor | float) -> Tensor:
@@ -88,13 +80,9 @@ def active(x: Tensor, threshold: Tensor | float) -> Tensor:
 
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
     """`x` with its inactive entries set to zero."""
+    if cuda_select.takes(x) and threshold.dtype == x.dtype:
+        return cuda_select.keep_active(x, threshold)
     return torch.where(x.abs() < threshold, 0.0, x)
-
-
-def _in_memory_order(x: Tensor) -> Tensor:
-    """The entries of `x`, [numel], without a copy if they are side by side in any order."""
-    in_order = x.permute(sorted(range(x.dim()), key=lambda dim: x.stride(dim), reverse=True))
-    return in_order.flatten().contiguous()
 
 
 def _check_k(x: Tensor, k: int) -> None:
