@@ -17,7 +17,7 @@ from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "tf32", "bfloat16")
 MOST_THREADS = 1024
 
 

@@ -86,7 +86,9 @@ def test_processor_seconds_are_a_clients_own_or_not_told(cifar_root: Path, tmp_p
         ({"threads": 1, "clients_at_once": 3}, 3),
         ({"threads": 1, "clients_at_once": 50}, 10),
         ({"threads": 0}, 1),  # as many threads as PyTorch chooses take all cores
-        ({"threads": 1, "device": "cuda"}, 1),
+        ({"threads": 1, "device": "cuda"}, 10),  # or as many as its memory has room for
+        ({"threads": 1, "device": "cuda", "topk_period": 2}, 1),
+        ({"threads": 1, "device": "cuda", "clients_at_once": 4}, 4),
     ],
 )
 def test_as_many_as_the_cores_have_room_for(

@@ -2,21 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from zerofl.data import Dataset, client_indices
+from zerofl.data import Dataset, Split, client_indices
 from zerofl.data.partition import held_out_count, validation_split
 from zerofl.exchange.update import State, Update
 from zerofl.exchange.uplink import make_update
 from zerofl.exchange.wire import Schema, encode
 from zerofl.experiment import Experiment
+from zerofl.fl import compiled
+from zerofl.fl.precision import arithmetic
 from zerofl.fl.records import ClientRecord
-from zerofl.fl.train import empty_model, evaluate, train
+from zerofl.fl.train import TrainedModel, empty_model, evaluate, train_state
 from zerofl.rng import rng
-from zerofl.sparse.sparsify import realised_sparsity, sparse_layers
 
 
 class Trained(NamedTuple):
@@ -51,42 +55,66 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
     Raises:
         ValueError: the data set has no training part.
     """
-    model = empty_model(experiment, dataset)
-    model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
-    mine, _ = samples_of(experiment, client)
+    e = experiment
+    mine, _ = samples_of(e, client)
+    samples = dataset.train.take(mine)
+    with arithmetic(e.precision, e.device), _training(e, dataset) as train:
+        clock = _cpu_clock(e)
+        started, cpu_started = time.perf_counter(), clock() if clock else None
+        trained = train(received, samples, round=round, client=client)
+        train_seconds = time.perf_counter() - started
+        train_cpu_seconds = clock() - cpu_started if clock and cpu_started is not None else None
 
-    clock = _cpu_clock(experiment)
-    started, cpu_started = time.perf_counter(), clock() if clock else None
-    train_loss = train(model, dataset.train.take(mine), dataset, experiment, round=round, client=client)
-    train_seconds = time.perf_counter() - started
-    train_cpu_seconds = clock() - cpu_started if clock and cpu_started is not None else None
-
-    sizes = {name: layer.weight.numel() for name, layer in sparse_layers(model)}
-    realised = realised_sparsity(model)
+    sizes = {name: trained.state[f"{name}.weight"].numel() for name in trained.sparse}
+    realised = trained.realised_sparsity
     record = ClientRecord(
         round=round,
         client=client,
         uplink_bytes=0,
         examples=len(mine),
-        train_loss=train_loss,
+        train_loss=trained.loss,
         train_seconds=train_seconds,
         train_cpu_seconds=train_cpu_seconds,
         realised_sparsity=sum(realised[name] * sizes[name] for name in sizes) / sum(sizes.values()) if sizes else None,
     )
-    trained = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    return Trained(trained, [f"{name}.weight" for name in sizes], record)
+    return Trained(trained.state, [f"{name}.weight" for name in sizes], record)
+
+
+class _Train(Protocol):
+    """`train_state` of an experiment and data set."""
+
+    def __call__(self, received: State, split: Split, *, round: int, client: int) -> TrainedModel: ...
+
+
+@contextmanager
+def _training(experiment: Experiment, dataset: Dataset) -> Iterator[_Train]:
+    """What trains a client of this experiment: on a GPU a slot where its steps are recorded, else plain PyTorch."""
+    if compiled.takes(experiment):
+        with compiled.slot(experiment, dataset, clients_at_once(experiment)) as slot:
+            yield slot.train
+        return
+    if experiment.device != "cpu":
+        warnings.warn(
+            f"topk_period = {experiment.topk_period}: steps that differ are not recorded as a CUDA graph, so the GPU "
+            "waits for Python; with topk_period = 1 it does not",
+            stacklevel=2,
+        )
+    yield partial(train_state, dataset=dataset, experiment=experiment)
 
 
 def clients_at_once(experiment: Experiment) -> int:
     """How many of a round's clients one process trains side by side; the results do not depend on it.
 
-    Unless the experiment says: as many as the cores have room for with its `threads` each, or the GPU's memory.
+    Unless the experiment says: as many as the cores have room for with its `threads` each. On a GPU all of a round, or
+    as many of them as its memory has room for (`compiled.slot`), and one where steps are not recorded.
     """
     e = experiment
     if e.clients_at_once:
         return min(e.clients_at_once, e.clients_per_round)
+    if e.device != "cpu":
+        return e.clients_per_round if compiled.takes(e) else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = cores // e.threads if e.threads and e.device == "cpu" else 1
+    most = cores // e.threads if e.threads else 1
     return max(1, min(most, e.clients_per_round))
 
 
@@ -129,7 +157,8 @@ def validate_client(received: State, dataset: Dataset, experiment: Experiment, c
         raise ValueError("it has no validation samples; raise validation_fraction, or set validate_every = 0")
     model = empty_model(experiment, dataset)
     model.load_state_dict(received, assign=True)
-    loss, accuracy = evaluate(model, dataset.train.take(held_out), dataset)
+    with arithmetic(experiment.precision, experiment.device):
+        loss, accuracy = evaluate(model, dataset.train.take(held_out), dataset)
     return Validation(client, len(held_out), accuracy), loss
 
 

@@ -12,6 +12,7 @@ from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg,
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
+from zerofl.fl.precision import arithmetic
 from zerofl.fl.records import ClientRecord, RoundRecord, total
 from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.sparse.sparsify import sparse_layers
@@ -115,7 +116,8 @@ def test_model(state: State, dataset: Dataset, experiment: Experiment) -> tuple[
     device = dataset.test.images.device
     model = empty_model(experiment, dataset)
     model.load_state_dict({name: tensor.to(device) for name, tensor in state.items()}, assign=True)
-    loss, accuracy = evaluate(model, dataset.test, dataset)
+    with arithmetic(experiment.precision, experiment.device):
+        loss, accuracy = evaluate(model, dataset.test, dataset)
     return loss if math.isfinite(loss) else None, accuracy
 
 

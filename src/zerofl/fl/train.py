@@ -1,6 +1,7 @@
 """Local training on a client (Algorithm 1, "TrainLocally") and evaluation."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,11 @@ from torch import nn
 
 from zerofl.data import Augmentation, Dataset, Split
 from zerofl.data.augment import crop_and_flip
+from zerofl.exchange.update import State
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
-from zerofl.sparse.sparsify import sparsify_
+from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
 
 
 def learning_rate(start: float, end: float, round: int, rounds: int) -> float:
@@ -20,6 +22,29 @@ def learning_rate(start: float, end: float, round: int, rounds: int) -> float:
     The paper prints log(start / end), with which the rate would grow.
     """
     return start * math.exp((round - 1) / rounds * math.log(end / start))
+
+
+class TrainedModel(NamedTuple):
+    """A model after local training, and the mean loss of a sample in it.
+
+    `sparse` names the sparse layers, `realised_sparsity` has the fraction of weights that each did not use at the end.
+    """
+
+    state: State
+    loss: float
+    sparse: list[str]
+    realised_sparsity: dict[str, float]
+
+
+def train_state(
+    received: State, split: Split, dataset: Dataset, experiment: Experiment, *, round: int, client: int
+) -> TrainedModel:
+    """`train` on the received model, which is not changed."""
+    model = empty_model(experiment, dataset)
+    model.load_state_dict({name: tensor.clone() for name, tensor in received.items()}, assign=True)
+    loss = train(model, split, dataset, experiment, round=round, client=client)
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    return TrainedModel(state, loss, [name for name, _ in sparse_layers(model)], realised_sparsity(model))
 
 
 def train(
@@ -62,12 +87,14 @@ def train(
 def evaluate(model: nn.Module, split: Split, dataset: Dataset, batch_size: int = 500) -> tuple[float, float]:
     """The mean loss and the accuracy, in [0, 1], of `model` with its top-k weights (§4.3) on a split, on one device."""
     model.eval()
-    loss, correct = 0.0, 0
+    device = split.labels.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
     for images, target in zip(*(torch.split(t, batch_size) for t in (split.images, split.labels)), strict=True):
         logits = model(dataset.normalized(images))
-        loss += F.cross_entropy(logits, target, reduction="sum").item()
-        correct += int((logits.argmax(1) == target).sum())
-    return loss / len(split.labels), correct / len(split.labels)
+        loss += F.cross_entropy(logits, target, reduction="sum")
+        correct += (logits.argmax(1) == target).sum()
+    return loss.item() / len(split.labels), correct.item() / len(split.labels)  # here alone a GPU is waited for
 
 
 def initial_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
