@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,20 +13,20 @@ from zerofl.exchange.update import Sparse, State, Update
 _SCALE = 2.0**-48
 
 
-def average(received: State, updates: Iterable[tuple[Update, int]]) -> State:
+def average(received: State, updates: Iterable[tuple[Update, int]], device: str = "cpu") -> State:
     """The server's average of the updates, sum (n_k / n) update_k, each with its client's number of samples n_k.
 
     Entries that nobody sent are zero, or where the updates are changes as they were `received`. Integer counters are
     rounded. The average of no update is what was received. The sums are float32 and in the order of the updates, which
-    makes them reproducible. Memory: one model for the sums, which becomes the result, and one update at a time, if
-    `updates` makes them one at a time.
+    makes them reproducible; they are made on `device`, the result is on the CPU. Memory: one model for the sums, which
+    becomes the result, and one update at a time, if `updates` makes them one at a time.
 
     Raises:
         ValueError: the updates of some clients are weights, and those of others changes.
     """
     examples, adds = 0, False
     sums = {
-        name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64)
+        name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64, device=device)
         for name, t in received.items()
     }
     for update, num_examples in updates:
@@ -44,19 +43,18 @@ def average(received: State, updates: Iterable[tuple[Update, int]]) -> State:
         total = sums.pop(name)
         mean = total.double().div_(examples * _SCALE)
         if not before.is_floating_point():
-            averaged[name] = mean.round_().to(before.dtype)
+            averaged[name] = mean.round_().to("cpu", before.dtype)
         else:
-            averaged[name] = total.copy_(mean.add_(before) if adds else mean)  # in place: no second model
+            averaged[name] = total.copy_(mean.add_(before.to(device)) if adds else mean).cpu()  # no second model
     return averaged
 
 
 def _add(total: Tensor, tensor: Tensor | Sparse, weight: float) -> None:
     """Add a tensor times its weight to a sum, in place."""
     if isinstance(tensor, Sparse):
-        positions = torch.from_numpy(np.flatnonzero(tensor.mask()))
-        total.view(-1).index_add_(0, positions, tensor.values, alpha=weight)
+        total.view(-1).index_add_(0, tensor.positions(total.device), tensor.values.to(total.device), alpha=weight)
     else:
-        total.add_(tensor, alpha=weight)
+        total.add_(tensor.to(total.device), alpha=weight)
 
 
 class ServerOptimizer(NamedTuple):

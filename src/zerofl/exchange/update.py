@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from zerofl.sparse import dispatch, kernels
+from zerofl.sparse.topk import active
 
 State = dict[str, Tensor]
 """A model's state_dict: float32 parameters and buffers, int64 counters."""
@@ -27,6 +29,12 @@ class Sparse(NamedTuple):
     def mask(self) -> np.ndarray:
         """Which entries are there: bool [numel]."""
         return np.unpackbits(self.bits.numpy(), count=self.shape.numel()).view(bool)
+
+    def positions(self, device: torch.device | str = "cpu") -> Tensor:
+        """Which entries are there: int64 [nnz], rising, on a device, where they are found."""
+        if torch.device(device).type == "cpu":
+            return torch.from_numpy(np.flatnonzero(self.mask()))
+        return unpack_on_device(self.bits.to(device), self.shape.numel()).nonzero().flatten()
 
     def to_dense(self) -> Tensor:
         """The tensor, with zeros elsewhere."""
@@ -48,16 +56,21 @@ class Update:
 
 
 def sparsified(x: Tensor) -> Sparse:
-    """The entries of float32 `x` that are not +0, to the bit: -0 is kept."""
-    x = x.cpu()
-    return entries(x, x, 0.0)
+    """The entries of float32 `x` on the CPU that are not +0, to the bit: -0 is kept."""
+    return entries(x, x, torch.zeros(()))
 
 
-def entries(x: Tensor, by: Tensor, threshold: float) -> Sparse:
-    """The entries of float32 `x` that are not +0 and where the magnitude of `by` is not below the threshold."""
+def entries(x: Tensor, by: Tensor, threshold: Tensor) -> Sparse:
+    """The entries of float32 `x` that are not +0 and where the magnitude of `by` is not below the threshold.
+
+    All are on one device, where the entries are found; those alone are copied to the CPU.
+    """
     x, by = x.contiguous(), by.contiguous()
+    if x.device.type != "cpu":
+        bits, values = active_entries_on_device(x, by, threshold)
+        return Sparse(bits.cpu(), values.cpu(), x.shape)
     find = kernels.active_entries if dispatch.takes(x, by) else active_entries
-    return Sparse(*find(x, by, threshold), x.shape)
+    return Sparse(*find(x, by, threshold.item()), x.shape)
 
 
 def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
@@ -70,3 +83,20 @@ def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Ten
     mask = ~(np.abs(ranks) < np.float32(threshold)) & (flat.view(np.int32) != 0)
     values = flat.take(np.flatnonzero(mask))  # a third of the time of flat[mask]
     return torch.from_numpy(np.packbits(mask)), torch.from_numpy(values)
+
+
+def active_entries_on_device(x: Tensor, by: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """`active_entries` in operations of PyTorch alone, on the device of all three."""
+    mask = (active(by, threshold) & (x.view(torch.int32) != 0)).flatten()
+    padded = F.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    return (padded << _shifts(x.device)).sum(1, dtype=torch.uint8), x.flatten()[mask]
+
+
+def unpack_on_device(bits: Tensor, numel: int) -> Tensor:
+    """Of `Sparse.bits` a number for each entry, 0 or 1, [numel], in operations of PyTorch alone."""
+    return ((bits[:, None] >> _shifts(bits.device)) & 1).flatten()[:numel]
+
+
+def _shifts(device: torch.device) -> Tensor:
+    """By which a byte is shifted for the bit of each of its eight entries."""
+    return torch.arange(7, -1, -1, dtype=torch.uint8, device=device)

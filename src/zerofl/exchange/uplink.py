@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zerofl.exchange.update import Sparse, State, Update, entries, sparsified
+from zerofl.exchange.update import Sparse, State, Update, entries
 from zerofl.exchange.wrappers import differing_names
-from zerofl.sparse.topk import active, count_top_k, top_k_threshold
+from zerofl.sparse.topk import count_top_k, top_k_threshold
 
 
 def weights(received: Tensor, trained: Tensor) -> Tensor:
@@ -129,7 +129,4 @@ def tied(received: State, trained: State) -> dict[str, str]:
 
 def keep_largest(x: Tensor, by: Tensor, k: int) -> Sparse:
     """The entries of float32 `x` where the magnitude of `by`, of the same shape, is among its top k; +0 is left out."""
-    threshold = top_k_threshold(by, k)
-    if x.device.type != "cpu":
-        return sparsified(torch.where(active(by, threshold), x, 0.0))
-    return entries(x, by, threshold.item())
+    return entries(x, by, top_k_threshold(by, k))

@@ -72,7 +72,7 @@ def step(
             records.append(record)
             yield update, record.examples
 
-    averaged = average(state.model, updates())
+    averaged = average(state.model, updates(), experiment.device)
     if len(records) < experiment.min_replies:
         raise RoundError(_too_few(round, len(records), experiment, failures))
     model = empty_model(experiment, dataset)
