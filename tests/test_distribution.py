@@ -1,8 +1,10 @@
 """The name the package is installed by: `zerofl` on the package index belongs to somebody else."""
 
 import re
+import subprocess
+import sys
 import tomllib
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def test_no_example_depends_on_it_by_name(path: Path) -> None:
 
 def test_a_hint_names_what_the_extra_needs() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    for extra in ("demo", "hub", "images", "ray", "report", "speech", "tensorboard"):
+    for extra in ("demo", "gpu", "hub", "images", "ray", "report", "speech", "tensorboard"):
         words = install_hint(extra).split("'")
         assert words[0] == "pip install "
         names = [re.split(r"[\[<>=]", word)[0] for word in words[1::2]]
@@ -59,5 +61,27 @@ def test_a_hint_names_what_the_extra_needs() -> None:
 def test_the_version_is_that_of_the_distribution() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["name"] == DISTRIBUTION != "zerofl"
-    assert zerofl.__version__ == project["version"]
+    assert zerofl.__version__ == version(DISTRIBUTION)  # which is read from the source
     assert requires(DISTRIBUTION)
+
+
+def test_it_runs_from_its_sources_without_being_installed() -> None:
+    """Without metadata, as on a machine to which only the tree was copied."""
+    program = f"""
+import importlib.metadata as metadata
+found = metadata.Distribution.from_name
+def from_name(name):
+    if name == {DISTRIBUTION!r}:
+        raise metadata.PackageNotFoundError(name)
+    return found(name)
+metadata.Distribution.from_name = from_name
+import zerofl
+from zerofl.errors import install_hint
+from zerofl.run.origin import versions
+print(zerofl.__version__, versions()["zerofl"], install_hint("gpu"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == ""
+    own, recorded, hint = done.stdout.strip().split(" ", 2)
+    assert own == recorded == zerofl.__version__
+    assert hint == "pip install '.[gpu]' in the folder of the sources"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from zerofl.sparse.layers import SparseConv2d, SparseLinear
     from zerofl.sparse.sparsify import bake_, densify_, realised_sparsity, sparsify_
 
+__version__ = "0.1.0"
+
 __all__ = ["SparseConv2d", "SparseLinear", "bake_", "densify_", "load_model", "realised_sparsity", "sparsify_"]
 
 _MOVED = {
@@ -36,19 +38,13 @@ def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: PyTorch takes seconds, and `zerofl --help` does without."""
     if name in __all__:
         return getattr(import_module("zerofl.run.load" if name == "load_model" else "zerofl.sparse.sparsify"), name)
-    if name == "__version__":
-        from importlib.metadata import version
-
-        from zerofl.errors import DISTRIBUTION
-
-        return version(DISTRIBUTION)
     if name in _MOVED:
         return import_module(f"zerofl.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__, "__version__"]
+    return [*globals(), *__all__]
 
 
 class _Moved(Loader):

@@ -1,7 +1,7 @@
 """What goes wrong: the base of the package's own errors, and what to install where something is missing."""
 
 import re
-from importlib.metadata import requires
+from importlib.metadata import PackageNotFoundError, requires
 
 DISTRIBUTION = "zerofl-torch"
 """The name under which this package is installed. On the package index `zerofl` is somebody else's."""
@@ -14,8 +14,13 @@ class ZeroFLError(Exception):
 def install_hint(extra: str) -> str:
     """The command that installs what an extra of this package needs, by the names of those packages.
 
-    It does not name this package: there is no release of it on an index yet.
+    It does not name this package: there is no release of it on an index yet. Where the package is not installed, but
+    run from its sources, it is their folder that is named.
     """
     of_extra = re.compile(rf"""extra == ['"]{re.escape(extra)}['"]""")
-    needed = [line.partition(";")[0].strip() for line in requires(DISTRIBUTION) or [] if of_extra.search(line)]
+    try:
+        lines = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        return f"pip install '.[{extra}]' in the folder of the sources"
+    needed = [line.partition(";")[0].strip() for line in lines if of_extra.search(line)]
     return "pip install " + " ".join(f"'{package}'" for package in needed)

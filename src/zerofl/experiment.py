@@ -76,8 +76,9 @@ class Experiment:
 
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops
     images, and mirrors those of CIFAR-10; the learning rate decays exponentially from `lr_start` to `lr_end` over the
-    rounds. With `precision` bfloat16 the products are computed in it (PyTorch's autocast), for GPUs; weights and losses
-    stay float32, and on the CPU the native kernels, which are float32, are not used.
+    rounds. `precision` is that of the products, for GPUs; weights and losses are float32 in any case. float32 leaves a
+    GPU's fastest units unused; tf32 rounds their factors to 10 bits (on a CPU it is float32), bfloat16 in PyTorch's
+    autocast to 7, on the CPU without the native kernels.
 
     Uplink: the strategy `uplink`; the top (1 - sparsity + `mask_ratio`) of each sparse layer is sent, with
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
@@ -91,10 +92,11 @@ class Experiment:
     every `validate_every` rounds (0: never); after the last round in any case. Every `snapshot_every` rounds (0: never)
     the sparse layers' aggregated weights are kept, for Figure 3.
 
-    Machine: `device`, on which clients train and the server evaluates, cpu or cuda (with masks on dense kernels; cuda:1
-    is the second GPU); `threads` of PyTorch, up to 1024 (0: as many as it chooses, which is then recorded). The results
-    are bitwise reproducible for a given number of them. In one process `clients_at_once` are trained side by side (0:
-    as many as the cores have room for, with so many threads each); that changes no result.
+    Machine: `device`, on which clients train and the server averages and evaluates, cpu or cuda (with masks on dense
+    kernels; cuda:1 is the second GPU); `threads` of PyTorch, up to 1024 (0: as many as it chooses, which is then
+    recorded). The results are bitwise reproducible for a given number of them, or on the same kind of GPU. In one
+    process `clients_at_once` are trained side by side (0: as many as the cores have room for, with so many threads
+    each, or a GPU's memory); that changes no result.
 
     Ray: the existing cluster at `ray_address` (empty: a new one on this machine); each client takes `client_cpus` cores
     (0: as many as `threads`) and `client_gpus`, of which 0.25 lets four clients share a GPU. None of this changes a

@@ -60,6 +60,13 @@ def test_a_file_among_the_folders_is_left_out_and_said(
     assert capsys.readouterr().err.startswith(f"{told}zerofl: there is no folder to report on")
 
 
+def test_an_archive_of_runs_is_a_folder_of_runs(sweep: Path, tmp_path: Path) -> None:
+    packed = shutil.make_archive(str(tmp_path / sweep.name), "zip", sweep)
+    for given, page in ((str(sweep), "folder.html"), (packed, "archive.html")):
+        assert main(["report", given, "--out", str(tmp_path / page)]) == 0
+    assert (tmp_path / "archive.csv").read_text() == (tmp_path / "folder.csv").read_text()
+
+
 def test_a_byte_order_mark_is_read_over(sweep: Path) -> None:
     """As an editor may put it before a file, of which it changed a comment."""
     before = collect(sweep)

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         help="runs and sweeps as one page, beside the paper's figures",
         description="Make one page, and its tables as Markdown and CSV, of runs' folders or folders of runs.",
     )
-    report.add_argument("directories", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="for example runs/demo")
+    report.add_argument(
+        "directories", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="for example runs/demo, or a .zip of it"
+    )
     report.add_argument(
         "--out", metavar="FILE", type=Path, default=Path("report.html"), help="the page (default: %(default)s)"
     )
@@ -36,13 +40,20 @@ def _report(options: argparse.Namespace, console: "Output", errors: "Output") ->
         from zerofl.report.page import check_out, write_report
 
     check_out(options.out)
-    directories = {directory.resolve(): directory for directory in options.directories}  # each once
-    files = [path for path in directories.values() if path.is_file()]
-    for path in files:  # of a shell's *, beside the folders
-        errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
-    if len(files) == len(directories):
-        raise ResultsError("there is no folder to report on: expected those of runs, for example runs/demo")
-    collections = [collect(directory) for directory in directories.values() if directory not in files]
-    for path in write_report(collections, options.out):
-        console.print(f"wrote {path}")
+    given = {path.resolve(): path for path in options.directories}  # each once
+    with tempfile.TemporaryDirectory() as unpacked:
+        collections = []
+        for number, path in enumerate(given.values()):
+            if zipfile.is_zipfile(path):
+                folder = Path(unpacked, str(number), path.stem)
+                zipfile.ZipFile(path).extractall(folder)
+                collections.append(collect(folder))
+            elif path.is_file():  # of a shell's *, beside the folders
+                errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
+            else:
+                collections.append(collect(path))
+        if not collections:
+            raise ResultsError("there is no folder to report on: expected those of runs, for example runs/demo")
+        for path in write_report(collections, options.out):
+            console.print(f"wrote {path}")
     return 0

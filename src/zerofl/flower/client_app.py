@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable
 from functools import lru_cache, wraps
 
@@ -66,8 +67,12 @@ def _at_node(experiment: Experiment, context: Context, payload: bytes) -> tuple[
         raise ValueError(f"--node-config: root = {root!r}: expected the folder of the data, in quotes")
     experiment = dataclasses.replace(experiment, root=root)
     torch.set_num_threads(experiment.threads)
-    dataset = dataset_on(experiment.dataset, experiment.root, experiment.device)
-    return experiment, dataset, _decode_state(payload, _schema(experiment), experiment.device)
+    with _loading:
+        dataset = dataset_on(experiment.dataset, experiment.root, experiment.device)
+        return experiment, dataset, _decode_state(payload, _schema(experiment), experiment.device)
+
+
+_loading = threading.Lock()  # so that of clients side by side the first one loads, and the others find it done
 
 
 @lru_cache(maxsize=1)

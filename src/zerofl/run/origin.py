@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from zerofl.errors import DISTRIBUTION
+from zerofl import __version__
 from zerofl.sparse import dispatch
 
 
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
     """The versions of what figures depend on."""
     packages = ("torch", "flwr", "numpy", "constriction")
     of_packages = {package: version(package) for package in packages}
-    return {"python": platform.python_version(), "zerofl": version(DISTRIBUTION), **of_packages}
+    return {"python": platform.python_version(), "zerofl": __version__, **of_packages}
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zerofl.errors import ZeroFLError
+from zerofl.sparse import cuda_select
 
 
 class KernelsError(ZeroFLError, ValueError):
@@ -74,12 +75,13 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lamb
 
 
 def name(device: str, precision: str) -> str:
-    """What trains a model there: the kernels' instruction set, or "reference: " and why."""
+    """What trains a model there: the kernels' instruction set, or "reference: " and why, and what selects on a GPU."""
+    if device != "cpu":
+        of_torch = cuda_select.unavailable(torch.empty(0, device=device).device)
+        return f"reference: {precision} on {device}, top K by {'torch.topk' if of_torch else 'select.cu'}"
     if UNAVAILABLE:
         return f"reference: {UNAVAILABLE}"
-    if device != "cpu" or precision != "float32":
-        return f"reference: {precision} on {device}"
-    return isa()
+    return isa() if precision != "bfloat16" else f"reference: {precision} on {device}"
 
 
 def isa() -> str:
