@@ -66,6 +66,8 @@ class Slot:
         e, samples = self._experiment, len(split.labels)
         augmentation = augmentation_of(e, self._dataset)
         order_rng, augment_rng = (rng(e.seed, round, client, purpose) for purpose in ("order", "augment"))
+        if self._stream:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))  # on which the samples are gathered
         with torch.no_grad(), self._on_stream():
             # Recording a step trains, so it comes before the state.
             for size in {min(e.batch_size, samples - start) for start in range(0, samples, e.batch_size)}:
