@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/choice.h"
+#include "bindings/sgd.h"
 #include "bindings/tensors.h"
 #include "ops/packing.h"
 #include "runtime/clock.h"
@@ -76,7 +77,7 @@ struct Convolution {
   }
 
   void backward(ConstFloats<4> grad_output, std::optional<ConstFloats<4>> addend, std::optional<Floats<4>> grad_input,
-                std::optional<Floats<4>> grad_weight, int threads) const {
+                std::optional<Floats<4>> grad_weight, int threads, const Sgd* sgd) const {
     const Geometry& g = geometry;
     threads = sensible(threads);
     expect(grad_output, {g.out_channels, g.out_height, g.out_width, g.batch}, "grad_output");
@@ -89,11 +90,11 @@ struct Convolution {
       const Stopwatch stopwatch(GRAD_INPUT);
       backward.run(weight->kernels, threads, grad_output.data(), nullptr, pointer(addend), grad_input->data());
     }
-    if (grad_weight) {
-      expect(*grad_weight, {g.out_channels, g.in_channels, g.kernel_height, g.kernel_width}, "grad_weight");
+    if (grad_weight || sgd) {
+      const Target to = target(grad_weight, sgd, {g.out_channels, g.in_channels, g.kernel_height, g.kernel_width});
       if (!input) throw nb::value_error("the input was not packed");
       const Stopwatch stopwatch(GRAD_WEIGHT);
-      input->grad_weight(threads, grad_output.data(), grad_weight->data());
+      input->grad_weight(threads, grad_output.data(), to);
     }
   }
 };
@@ -111,6 +112,10 @@ void bind_convolution(nb::module_& m) {
         return top_k_threshold(*kernels, threads, x.data(), x.size(), k);
       },
       "x"_a, "k"_a, "threads"_a, release);
+
+  nb::class_<Sgd>(m, "Sgd").def(nb::init<Floats<0>, std::optional<Floats<0>>, float, float, float>(),
+                                nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), "weight"_a, "velocity"_a.none(),
+                                "rate"_a, "momentum"_a, "weight_decay"_a);
 
   nb::class_<Geometry>(m, "Geometry")
       .def(nb::new_(&checked), "input"_a, "weight"_a, "stride"_a, "padding"_a, "dilation"_a)
@@ -130,7 +135,7 @@ void bind_convolution(nb::module_& m) {
                      return self.input ? std::optional<float>(self.input->threshold) : std::nullopt;
                    })
       .def("backward", &Convolution::backward, "grad_output"_a, "addend"_a.none(), "grad_input"_a.none(),
-           "grad_weight"_a.none(), "threads"_a, release);
+           "grad_weight"_a.none(), "threads"_a, "sgd"_a.none() = nb::none(), release);
 }
 
 }  // namespace zerofl

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "bindings/choice.h"
+#include "bindings/sgd.h"
 #include "bindings/tensors.h"
 #include "ops/linear_weight.h"
 #include "ops/packing.h"
@@ -58,7 +59,7 @@ struct Linear {
   }
 
   void backward(ConstFloats<2> grad_output, std::optional<Floats<2>> grad_input, std::optional<Floats<2>> grad_weight,
-                int threads) const {
+                int threads, const Sgd* sgd) const {
     const Geometry& g = geometry;
     threads = sensible(threads);
     expect(grad_output, {g.out_channels, g.batch}, "grad_output");
@@ -72,11 +73,11 @@ struct Linear {
       else
         large->backward.run(large->kernels, threads, grad_output.data(), nullptr, nullptr, grad_input->data());
     }
-    if (grad_weight) {
-      expect(*grad_weight, {g.out_channels, g.in_channels}, "grad_weight");
+    if (grad_weight || sgd) {
+      const Target to = target(grad_weight, sgd, {g.out_channels, g.in_channels});
       if (!input) throw nb::value_error("the input was not packed");
       const Stopwatch stopwatch(GRAD_WEIGHT);
-      input->grad_weight(threads, grad_output.data(), grad_weight->data());
+      input->grad_weight(threads, grad_output.data(), to);
     }
   }
 };
@@ -99,7 +100,7 @@ void bind_linear(nb::module_& m) {
           "input_threshold",
           [](const Linear& self) { return self.input ? std::optional<float>(self.input->threshold) : std::nullopt; })
       .def("backward", &Linear::backward, "grad_output"_a, "grad_input"_a.none(), "grad_weight"_a.none(), "threads"_a,
-           release);
+           "sgd"_a.none() = nb::none(), release);
 }
 
 }  // namespace zerofl

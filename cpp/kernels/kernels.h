@@ -80,13 +80,22 @@ struct WeightGradient {
   [[gnu::always_inline]] int lists() const { return phases * image_groups(); }
 };
 
+// What becomes of a weight's gradient. It is stored at `gradient`; or, where that is null, each part of it is used for a
+// step of SGD on the weight as soon as it is computed, and is nowhere in memory: torch.optim.SGD's arithmetic, with
+// `velocity` null unless there is momentum.
+struct Target {
+  float* gradient;
+  float *weight, *velocity;
+  float rate, momentum, weight_decay;
+};
+
 // The taps that positions of one phase meet: a grid of rows and columns `step` apart, to the upper left in the plane.
 struct Phase {
   int row0, rows, row_step, column0, columns, column_step;  // taps of the kernel
   int plane_row_step, plane_column_step;  // from one to the next in the plane
 };
 
-constexpr int LINEAR_OUT = 64;  // output channels of a linear layer's gradient that are computed at a time
+constexpr int LINEAR_OUT = 64, LINEAR_IN = 512;  // channels of a linear layer's gradient that are computed at a time
 constexpr uint8_t NOWHERE = 255;
 
 struct Kernels {

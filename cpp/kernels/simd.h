@@ -57,6 +57,17 @@ static inline __attribute__((always_inline)) T* in_register(T* p) {
 // Ask for what a scan reads a little later; the processor's own guess stops at each page.
 INLINE void prefetch_ahead(const float* p) { __builtin_prefetch(p + 1024 / sizeof(float) * 2); }
 
+// The same value, which the compiler does not join with the next addition to an operation that rounds once.
+template <class T>
+static inline __attribute__((always_inline)) T rounded(T value) {
+#if defined(__x86_64__)
+  asm("" : "+x"(value));
+#else
+  asm("" : "+w"(value));
+#endif
+  return value;
+}
+
 INLINE bool is_aligned(const float* p) { return (uintptr_t)p % sizeof(Vec) == 0; }
 
 INLINE Vec broadcast(float x) { return x - Vec{}; }

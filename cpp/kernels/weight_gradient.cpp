@@ -7,6 +7,7 @@ namespace zerofl::ISA {
 namespace {
 
 constexpr int LINE = 16;  // floats of a cache line
+constexpr int AHEAD = 8;  // lines of a weight's row that are asked for before they are changed
 
 // sums[out][row][column][LANES] += sum over the entries of value * plane[out] at (offset - row * row_bytes - column *
 // column_bytes), for OUTS vectors of output channels.
@@ -82,9 +83,42 @@ void make_planes(const WeightGradient& g, const float* grad_output, int first_ou
     }
 }
 
-// to[o * row + i] = from[i * stride + o] for i in [0, count) and o in [0, channels), channels at most LANES.
-void write_transposed(const float* from, int64_t stride, int64_t count, int channels, float* to, int64_t row,
-                      bool large) {
+// The weight after a step with this part of its gradient, of one entry or a vector of them.
+template <class T>
+static inline __attribute__((always_inline)) T stepped(const Target& target, T weight, T gradient, T* velocity) {
+  if (target.weight_decay != 0) gradient += target.weight_decay * weight;
+  if (velocity) gradient = *velocity = rounded(*velocity * target.momentum) + gradient;
+  return weight - target.rate * gradient;
+}
+
+// Do with a line of the gradient, which belongs at `at`, what is to become of it.
+INLINE void put_line(const Target& target, int64_t at, const Vec gradient[LINE / LANES], bool large) {
+  if (target.gradient) {
+    float* line = target.gradient + at;
+    const bool streams = large && (uintptr_t)line % 64 == 0;
+    for (int v = 0; v < LINE / LANES; ++v)
+      if (streams)
+        stream(line + v * LANES, gradient[v]);
+      else
+        store(line + v * LANES, gradient[v]);
+    return;
+  }
+  // These lines are of as many rows at a time as there are lanes, more than the processor follows by itself.
+  __builtin_prefetch(target.weight + at + AHEAD * LINE, 1);
+  if (target.velocity) __builtin_prefetch(target.velocity + at + AHEAD * LINE, 1);
+  for (int v = 0; v < LINE / LANES; ++v, at += LANES) {
+    Vec velocity;
+    if (target.velocity) velocity = load(target.velocity + at);
+    store(target.weight + at,
+          stepped(target, load(target.weight + at), gradient[v], target.velocity ? &velocity : nullptr));
+    if (target.velocity) store(target.velocity + at, velocity);
+  }
+}
+
+// The gradient's entry at `at` + o * row + i is from[i * stride + o], for i in [0, count) and o in [0, channels), channels
+// at most LANES.
+void put_transposed(const float* from, int64_t stride, int64_t count, int channels, const Target& target, int64_t at,
+                    int64_t row, bool large) {
   int64_t i = 0;
   if (channels == LANES)
     for (; i + LINE <= count; i += LINE) {  // a whole cache line of each row
@@ -94,23 +128,27 @@ void write_transposed(const float* from, int64_t stride, int64_t count, int chan
         transpose(columns[v]);
       }
       for (int o = 0; o < LANES; ++o) {
-        float* line = to + o * row + i;
-        const bool streams = large && (uintptr_t)line % 64 == 0;
-        for (int v = 0; v < LINE / LANES; ++v)
-          if (streams)
-            stream(line + v * LANES, columns[v][o]);
-          else
-            store(line + v * LANES, columns[v][o]);
+        Vec line[LINE / LANES];
+        for (int v = 0; v < LINE / LANES; ++v) line[v] = columns[v][o];
+        put_line(target, at + o * row + i, line, large);
       }
     }
   for (; i < count; ++i)
-    for (int o = 0; o < channels; ++o) to[o * row + i] = from[i * stride + o];
+    for (int o = 0; o < channels; ++o) {
+      const int64_t entry = at + o * row + i;
+      const float gradient = from[i * stride + o];
+      if (target.gradient)
+        target.gradient[entry] = gradient;
+      else
+        target.weight[entry] =
+            stepped(target, target.weight[entry], gradient, target.velocity ? target.velocity + entry : nullptr);
+    }
 }
 
 }  // namespace
 
-void weight_gradient(const WeightGradient& g, const float* grad_output, float* grad_weight, int first_out, int in_begin,
-                     int in_end, float* planes, float* sums) {
+void weight_gradient(const WeightGradient& g, const float* grad_output, const Target& target, int first_out,
+                     int in_begin, int in_end, float* planes, float* sums) {
   const int taps = g.kernel_height * g.kernel_width, outs = first_out + LANES < g.out_channels ? g.outs : 1;
   const int64_t plane = (int64_t)g.plane_height * g.plane_width * LANES, planes_out = plane * g.image_block();
   const int64_t tap_row = (int64_t)g.kernel_width * LANES, sums_out = (int64_t)(in_end - in_begin) * taps * LANES;
@@ -152,23 +190,23 @@ void weight_gradient(const WeightGradient& g, const float* grad_output, float* g
   const int64_t row = (int64_t)g.in_channels * taps;
   for (int o = 0; o < outs; ++o) {
     const int first = first_out + o * LANES, channels = g.out_channels - first < LANES ? g.out_channels - first : LANES;
-    write_transposed(sums + o * sums_out, LANES, (int64_t)(in_end - in_begin) * taps, channels,
-                     grad_weight + first * row + (int64_t)in_begin * taps, row, g.large);
+    put_transposed(sums + o * sums_out, LANES, (int64_t)(in_end - in_begin) * taps, channels, target,
+                   first * row + (int64_t)in_begin * taps, row, g.large);
   }
   if (g.large) fence();
 }
 
 // Of a linear layer, which is a convolution of a single position: few entries meet in a list, so many output channels are
 // computed at a time, and the time goes into writing the result.
-void linear_gradient(const WeightGradient& g, const float* grad_output, float* grad_weight, int first_out, int in_begin,
-                     int in_end, float* planes, float* sums) {
+void linear_gradient(const WeightGradient& g, const float* grad_output, const Target& target, int first_out,
+                     int in_begin, int in_end, float* planes, float* sums) {
   const int channels = g.out_channels - first_out < LINEAR_OUT ? g.out_channels - first_out : LINEAR_OUT;
   for (int image = 0; image < g.batch; ++image)
     for (int o = 0; o < LINEAR_OUT; ++o)
       planes[image * LINEAR_OUT + o] = o < channels ? grad_output[(int64_t)(first_out + o) * g.batch + image] : 0.0f;
   constexpr int VECTORS = LINEAR_OUT / LANES < 8 ? LINEAR_OUT / LANES : 8;
-  for (int begin = in_begin; begin < in_end; begin += LINE) {
-    const int count = in_end - begin < LINE ? in_end - begin : LINE;
+  for (int begin = in_begin; begin < in_end; begin += LINEAR_IN) {
+    const int count = in_end - begin < LINEAR_IN ? in_end - begin : LINEAR_IN;
     for (int i = 0; i < count; ++i) {
       const int32_t* starts = g.starts + (int64_t)(begin + i) * (g.lists() + 1);
       const Entry* first = g.entries[begin + i];
@@ -185,8 +223,8 @@ void linear_gradient(const WeightGradient& g, const float* grad_output, float* g
       }
     }
     for (int o = 0; o < channels; o += LANES)
-      write_transposed(sums + o, LINEAR_OUT, count, channels - o < LANES ? channels - o : LANES,
-                       grad_weight + (int64_t)(first_out + o) * g.in_channels + begin, g.in_channels, g.large);
+      put_transposed(sums + o, LINEAR_OUT, count, channels - o < LANES ? channels - o : LANES, target,
+                     (int64_t)(first_out + o) * g.in_channels + begin, g.in_channels, g.large);
   }
   if (g.large) fence();
 }

@@ -157,14 +157,15 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
   });
 }
 
-void PackedInput::grad_weight(int threads, const float* grad_output, float* grad_weight) const {
+void PackedInput::grad_weight(int threads, const float* grad_output, const Target& target) const {
   WeightGradient w = gradient;
   w.phase = phases.data(), w.entries = entries.data(), w.starts = starts.data();
   w.large = static_cast<int64_t>(w.out_channels) * w.in_channels * w.kernel_height * w.kernel_width >= LARGE;
   if (geometry.is_linear()) {
     parallel(threads, ceil_div(w.out_channels, LINEAR_OUT), [&](int64_t item) {
-      kernels.linear_gradient(w, grad_output, grad_weight, static_cast<int>(item) * LINEAR_OUT, 0, w.in_channels,
-                              scratch(0, static_cast<int64_t>(w.batch) * LINEAR_OUT), scratch(1, 16 * LINEAR_OUT));
+      kernels.linear_gradient(w, grad_output, target, static_cast<int>(item) * LINEAR_OUT, 0, w.in_channels,
+                              scratch(0, static_cast<int64_t>(w.batch) * LINEAR_OUT),
+                              scratch(1, LINEAR_IN * LINEAR_OUT));
     });
     return;
   }
@@ -180,7 +181,7 @@ void PackedInput::grad_weight(int threads, const float* grad_output, float* grad
     float* planes = scratch(0, planes_floats);
     memset(planes, 0, planes_floats * sizeof(float));
     float* sums = scratch(1, static_cast<int64_t>(end - begin) * taps * lanes);
-    kernels.weight_gradient(w, grad_output, grad_weight, first_out, begin, end, planes, sums);
+    kernels.weight_gradient(w, grad_output, target, first_out, begin, end, planes, sums);
   });
 }
 

@@ -27,7 +27,7 @@ struct PackedInput {
   PackedInput(const Kernels& kernels, int threads, const Geometry& geometry, const float* input, const Choice& choice);
   PackedInput(const PackedInput&) = delete;
 
-  void grad_weight(int threads, const float* grad_output, float* grad_weight) const;
+  void grad_weight(int threads, const float* grad_output, const Target& target) const;
 
   const Kernels& kernels;  // the offsets count in their vectors
   Geometry geometry;

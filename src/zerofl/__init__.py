@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zerofl.run.load import load_model
     from zerofl.sparse.layers import SparseConv2d, SparseLinear
+    from zerofl.sparse.sgd import SparseSGD
     from zerofl.sparse.sparsify import bake_, densify_, realised_sparsity, sparsify_
 
 __version__ = "0.1.0"
 
-__all__ = ["SparseConv2d", "SparseLinear", "bake_", "densify_", "load_model", "realised_sparsity", "sparsify_"]
+__all__ = [
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseSGD",
+    "bake_",
+    "densify_",
+    "load_model",
+    "realised_sparsity",
+    "sparsify_",
+]
 
 _MOVED = {
     "aggregate": "exchange.aggregate",
@@ -37,7 +47,8 @@ _MOVED = {
 def __getattr__(name: str) -> Any:
     """A public name, imported when it is asked for: PyTorch takes seconds, and `zerofl --help` does without."""
     if name in __all__:
-        return getattr(import_module("zerofl.run.load" if name == "load_model" else "zerofl.sparse.sparsify"), name)
+        place = {"load_model": "run.load", "SparseSGD": "sparse.sgd"}.get(name, "sparse.sparsify")
+        return getattr(import_module(f"zerofl.{place}"), name)
     if name in _MOVED:
         return import_module(f"zerofl.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

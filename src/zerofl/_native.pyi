@@ -61,6 +61,13 @@ class AtLeast:
 
     def __init__(self, threshold: float, expected: int = 0) -> None: ...
 
+class Sgd:
+    """A step of SGD on a weight, and on its velocity if it has momentum, in the place of the weight's gradient."""
+
+    def __init__(
+        self, weight: Tensor, velocity: Tensor | None, rate: float, momentum: float, weight_decay: float
+    ) -> None: ...
+
 class Convolution:
     """A convolution of one training step: makes the output, and keeps the active entries for the backward pass.
 
@@ -92,8 +99,9 @@ class Convolution:
         grad_input: Tensor | None,
         grad_weight: Tensor | None,
         threads: int,
+        sgd: Sgd | None = None,
     ) -> None:
-        """Makes the gradients that are given; `addend`, of the input's shape, is added to grad_input."""
+        """Makes the gradients that are given, or takes the step of `sgd`; adds `addend` to grad_input, of its shape."""
 
 class Linear:
     """A linear layer of one training step, as `Convolution`: input [I, N], weight [O, I] -> output [O, N]."""
@@ -116,9 +124,14 @@ class Linear:
     @property
     def input_threshold(self) -> float | None: ...
     def backward(
-        self, grad_output: Tensor, grad_input: Tensor | None, grad_weight: Tensor | None, threads: int
+        self,
+        grad_output: Tensor,
+        grad_input: Tensor | None,
+        grad_weight: Tensor | None,
+        threads: int,
+        sgd: Sgd | None = None,
     ) -> None:
-        """Makes the gradients that are given."""
+        """Makes the gradients that are given, or takes the step of `sgd`."""
 
 def batch_norm(
     x: Tensor,

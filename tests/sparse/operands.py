@@ -6,6 +6,7 @@ in whatever order a kernel adds them; and their many ties tell an active set tha
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -173,6 +174,9 @@ def train(operands: Operands, weight_choice: Any, input_choice: Any, threads: in
         threads,
     )
     convolution.backward(operands.grad_output, operands.addend, results.grad_input, results.grad_weight, threads)
+    check_step(
+        operands, results, lambda sgd: convolution.backward(operands.grad_output, None, None, None, threads, sgd)
+    )
     for result in results:
         assert surroundings(result).isnan().all(), "a kernel wrote outside its result"
     return results, convolution.weight_threshold, convolution.input_threshold
@@ -189,9 +193,38 @@ def train_linear(
     x, w = matrix(operands.input), matrix(operands.weight)
     linear = _native.Linear(x, w, operands.bias, output, weight_choice, input_choice, True, threads)
     linear.backward(matrix(operands.grad_output), grad_input, grad_weight, threads)
+    take = partial(linear.backward, matrix(operands.grad_output), None, None, threads)
+    check_step(operands, results, take, matrix)
     for result in results:
         assert surroundings(result).isnan().all(), "a kernel wrote outside its result"
     return results, linear.weight_threshold, linear.input_threshold
+
+
+def check_step(
+    operands: Operands,
+    results: Results,
+    take: Callable[[Any], None],
+    shaped: Callable[[Tensor], Tensor] = lambda x: x,
+) -> None:
+    """Compare a step of SGD that is taken in the place of grad_weight with one that is computed from it.
+
+    In powers of two, so that integers are exact; the same with a velocity of ones.
+    """
+    for momentum in (0.0, 0.5):
+        weight, velocity = blank(operands.geometry.weight), blank(operands.geometry.weight)
+        weight.copy_(operands.weight)
+        velocity.fill_(1.0)
+        take(_native.Sgd(shaped(weight), shaped(velocity) if momentum else None, 0.25, momentum, 0.5))
+        gradient = results.grad_weight + 0.5 * operands.weight + momentum
+        are_integers = operands.weight.frac().count_nonzero() == 0
+        atol = 0.0 if are_integers else 1e-6 * float(gradient.abs().nan_to_num(0, 0, 0).max())
+        for found, expected in (
+            (weight, operands.weight - 0.25 * gradient),
+            (velocity, gradient if momentum else torch.ones_like(velocity)),
+        ):
+            torch.testing.assert_close(found, expected, rtol=0, atol=atol, equal_nan=True)
+        for result in (weight, velocity):
+            assert surroundings(result).isnan().all(), "a kernel wrote outside the weight"
 
 
 def reference(operands: Operands, weight_threshold: float, input_threshold: float) -> Results:

@@ -245,6 +245,22 @@ def test_a_backward_pass_can_be_repeated() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
 
 
+def test_a_step_is_of_the_weights_shape_and_instead_of_its_gradient() -> None:
+    right = CALLS["backward"][1] | {"grad_weight": None}
+    weight = torch.zeros(SIZES.weight)
+    refuses("backward", "grad_weight and sgd: expected one of them", sgd=_native.Sgd(weight, None, 0.1, 0.0, 0.0))
+    for shape in ((8, 4, 3, 2), (8, 36), (8 * 4 * 9,)):
+        with pytest.raises(ValueError, match="the weight of sgd does not have the shape"):
+            backward(**right, sgd=_native.Sgd(torch.zeros(shape), None, 0.1, 0.0, 0.0))
+    with pytest.raises(ValueError, match="velocity is not as large as the weight"):
+        _native.Sgd(weight, torch.zeros(3), 0.1, 0.9, 0.0)
+    for wrong in (weight.double(), weight.transpose(0, 1)):
+        with pytest.raises(TypeError):
+            _native.Sgd(wrong, None, 0.1, 0.0, 0.0)
+    backward(**right, sgd=_native.Sgd(weight, None, 0.1, 0.0, 0.0))
+    assert weight.count_nonzero()
+
+
 @pytest.mark.filterwarnings("ignore:Exception ignored")
 def test_objects_that_hold_no_convolution_do_nothing() -> None:
     empty = _native.Convolution.__new__(_native.Convolution)

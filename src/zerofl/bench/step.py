@@ -4,6 +4,7 @@ All is measured in processes of their own: the instruction set can only be chose
 memory is only seen in a process that has done nothing else.
 """
 
+import copy
 import os
 import statistics
 import time
@@ -217,7 +218,7 @@ def _check(workload: Workload, sparsity: float) -> Row:
     output = step.module(step.input)
     step.backward(output)
     gradient_errors = []
-    for name, layer in sparse_layers(native_step.module):
+    for name, layer in sparse_layers(copy.deepcopy(native_step.module)):  # a copy, whose optimiser takes no step
         input, layer_output = seen[name]
         gradients = []
         for each in (layer, step.module.get_submodule(name)):

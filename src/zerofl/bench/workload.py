@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zerofl.models import build_model
 from zerofl.sparse import kernels
 from zerofl.sparse.layers import Backend
+from zerofl.sparse.sgd import SparseSGD
 from zerofl.sparse.sparsify import sparsify_
 
 try:
@@ -120,7 +121,7 @@ def make_step(
         return Step(module, input, zero_grad, lambda output: torch.autograd.backward(output, grad_output), lambda: None)
 
     labels = torch.randint(0, classes, (workload.batch_size,), generator=generator)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01) if sparsity is None else SparseSGD(module, lr=0.01)
 
     return Step(
         module,

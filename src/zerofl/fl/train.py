@@ -13,6 +13,7 @@ from zerofl.exchange.update import State
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
+from zerofl.sparse.sgd import SparseSGD
 from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
 
 
@@ -60,12 +61,8 @@ def train(
     augmentation = augmentation_of(experiment, dataset)
     device = next(model.parameters()).device
     order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds),
-        momentum=experiment.momentum,
-        weight_decay=experiment.weight_decay,
-    )
+    lr = learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds)
+    optimizer = SparseSGD(model, lr, experiment.momentum, experiment.weight_decay)
     total_loss = torch.zeros((), device=device)
     model.train()
     for _ in range(experiment.epochs):

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zerofl.sparse.dispatch import native
+from zerofl.sparse.in_backward import step_on, taken
 
 if TYPE_CHECKING:
     from zerofl._native import AtLeast, TopK
@@ -126,7 +127,7 @@ class Conv2d(torch.autograd.Function):
             for_grad_input,
             torch.get_num_threads(),
         )
-        ctx.packed, ctx.input_shape, ctx.weight_shape, ctx.output_shape = packed, x.shape, w.shape, output.shape
+        ctx.packed, ctx.input_shape, ctx.weight, ctx.output_shape = packed, x.shape, weight, output.shape
         ctx.set_materialize_grads(False)
         stride = sizes[0]
         samples = input.view_as(input) if stride == (1, 1) else input[:, :, :: stride[0], :: stride[1]]
@@ -146,9 +147,12 @@ class Conv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = empty(ctx.input_shape)
             addend = None if grad_samples is None else batch_innermost(grad_samples)
-        if ctx.needs_input_grad[1]:
-            grad_weight = empty(ctx.weight_shape)
-        packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads())
+        sgd = step_on(ctx.weight, ctx.next_functions) if ctx.needs_input_grad[1] else None
+        if ctx.needs_input_grad[1] and sgd is None:
+            grad_weight = empty(ctx.weight.shape)
+        packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads(), sgd)
+        if sgd is not None:
+            taken(ctx.weight)
         if ctx.needs_input_grad[2]:
             grad_bias = dy.sum((1, 2, 3))
         return None if grad_input is None else batch_first(grad_input), grad_weight, grad_bias, *[None] * 4
@@ -215,7 +219,7 @@ class Linear(torch.autograd.Function):
         packed = native.Linear(
             x, w, _vector(bias), output, weight_choice, input_choice, for_grad_input, torch.get_num_threads()
         )
-        ctx.packed, ctx.input_shape, ctx.weight_shape = packed, x.shape, w.shape
+        ctx.packed, ctx.input_shape, ctx.weight = packed, x.shape, weight
         # Stored as nn.Linear's, so that .view() works behind it; of a few numbers this copy takes no time.
         return _own(output.T.contiguous()), packed.weight_threshold, packed.input_threshold, packed.active_weights
 
@@ -224,8 +228,11 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         packed, dy = _packed(ctx), grad_output.T.contiguous()
         grad_input = empty(ctx.input_shape) if ctx.needs_input_grad[0] else None
-        grad_weight = empty(ctx.weight_shape) if ctx.needs_input_grad[1] else None
-        packed.backward(dy, grad_input, grad_weight, torch.get_num_threads())
+        sgd = step_on(ctx.weight, ctx.next_functions) if ctx.needs_input_grad[1] else None
+        grad_weight = empty(ctx.weight.shape) if ctx.needs_input_grad[1] and sgd is None else None
+        packed.backward(dy, grad_input, grad_weight, torch.get_num_threads(), sgd)
+        if sgd is not None:
+            taken(ctx.weight)
         grad_bias = dy.sum(1) if ctx.needs_input_grad[2] else None
         return None if grad_input is None else grad_input.T, grad_weight, grad_bias, None, None, None
 

@@ -1,0 +1,104 @@
+"""Weights whose step of SGD is taken within the backward pass, where their gradient is computed: which, and when not.
+
+`zerofl.sparse.sgd.SparseSGD` registers them; the kernels' backward pass asks `step_on`.
+"""
+
+import weakref
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.utils.weak import WeakIdKeyDictionary
+
+from zerofl.sparse.dispatch import native
+
+
+class Applied(torch.Tensor):
+    """In the place of a gradient that is nowhere in memory, because the step with it was taken. Nothing can use it."""
+
+    @staticmethod
+    def __new__(cls, weight: Tensor, dtype: Any = None, device: Any = None) -> "Applied":
+        """Of the weight's shape, type and device unless they are given, without memory."""
+        made: Applied = torch.Tensor._make_wrapper_subclass(
+            cls, weight.shape, dtype=dtype or weight.dtype, device=device or weight.device
+        )
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"<the step with this gradient of {tuple(self.shape)} was taken in the backward pass>"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func in _MOVES:  # with its model
+            kwargs = kwargs or {}
+            return Applied(args[0], kwargs.get("dtype"), kwargs.get("device"))
+        raise RuntimeError(
+            f"{func.__name__.partition('.')[0]} of the gradient of a sparse layer's weight: SparseSGD took the step "
+            "with it in the backward pass, so there is none to clip, scale or add to. Call zero_grad() (with "
+            "set_to_none, its default) before each backward pass, use a layer once in it, or take torch.optim.SGD, "
+            "which has all gradients"
+        )
+
+
+_MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.detach.default, torch.ops.aten.clone.default)
+
+
+class Optimizer(Protocol):
+    """What is asked of the optimiser of a registered weight."""
+
+    def sgd_of(self, weight: Tensor) -> tuple[Tensor | None, float, float, float] | None:
+        """Velocity, rate, momentum and weight decay of a step on it; None if it must be another kind of step."""
+
+
+_optimizers: Any = WeakIdKeyDictionary()
+
+
+def register(weight: Tensor, optimizer: Optimizer) -> None:
+    """Have the steps on a weight taken in its backward pass, as long as the optimiser is there."""
+    _optimizers[weight] = weakref.ref(optimizer)
+
+
+def step_on(weight: Tensor, edges: Sequence[Any]) -> Any:
+    """The kernels' step on a layer's weight, of which this is the backward pass; None if its gradient is asked for.
+
+    It is where the weight is not registered, is no contiguous leaf, has a hook that wants to see the gradient, is not
+    what the backward pass is about (`torch.autograd.grad`), or the optimiser is to do more than SGD.
+    `edges` are the backward node's next functions, the weight's at 1.
+
+    Raises:
+        RuntimeError: the weight has a gradient, or had its step, since the last zero_grad().
+    """
+    reference = _optimizers.get(weight)
+    optimizer = reference() if reference else None
+    if optimizer is None or not weight.is_contiguous() or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+        return None
+    if getattr(edges[1][0], "variable", None) is not weight or not _accumulates(edges[1][0]):
+        return None
+    settings = optimizer.sgd_of(weight)
+    if settings is None:
+        return None
+    if weight.grad is not None:
+        raise RuntimeError(
+            f"a second gradient of a sparse layer's weight {tuple(weight.shape)} before zero_grad(): SparseSGD takes "
+            "the step in the backward pass, so gradients are not accumulated and a layer is used once. Call "
+            "zero_grad() before each backward pass, or take torch.optim.SGD"
+        )
+    return native.Sgd(weight.detach(), *settings)
+
+
+def taken(weight: Tensor) -> None:
+    """Say that the step was taken: in `grad`, and to autograd, to which other uses of the old weight are errors."""
+    increment_version(weight)
+    weight.grad = Applied(weight)
+
+
+def _accumulates(node: Any) -> bool:
+    """Whether this backward pass leads to the gradient of a leaf."""
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # torch.autograd.grad of the leaf itself
+        return False

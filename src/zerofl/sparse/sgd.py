@@ -1,0 +1,64 @@
+"""SGD that never has the gradients of sparse layers' weights in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zerofl.sparse.in_backward import Applied, register
+from zerofl.sparse.sparsify import sparse_layers
+
+
+class SparseSGD(torch.optim.SGD):
+    """`torch.optim.SGD` for a model with sparse layers, whose weights are updated in the backward pass.
+
+    SWAT's gradient of a weight is dense, as large as the weight. On the native kernels each part of it is used for the
+    weight's step as soon as it is computed, so it is neither written nor read; `step` does the rest. The arithmetic is
+    torch.optim.SGD's, to the last bit where both use the processor's fused multiply-add. Learning-rate schedulers,
+    `state_dict`, `zero_grad` and closures work as they do there.
+
+    The rate is the one at the backward pass. What needs the whole gradient first cannot work, and is an error that
+    says so: clipping, a gradient scaler, several backward passes before one `zero_grad()`, a layer that is used twice
+    in a forward pass. Where the weight has a hook, or `torch.autograd.grad` asks for its gradient, it is computed as
+    ever. So it is for layers on the reference or a GPU.
+
+    Args:
+        model: its parameters are optimised; make its layers sparse before.
+        lr: the learning rate.
+        momentum: of the velocity, without dampening.
+        weight_decay: the L2 penalty.
+    """
+
+    def __init__(self, model: nn.Module, lr: float | Tensor, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+        super().__init__(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+        own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        for _, layer in sparse_layers(model):
+            if id(layer.weight) in own:
+                register(layer.weight, self)
+
+    def sgd_of(self, weight: Tensor) -> tuple[Tensor | None, float, float, float] | None:
+        """See `zerofl.sparse.in_backward.Optimizer`."""
+        group = next((group for group in self.param_groups if any(p is weight for p in group["params"])), None)
+        if group is None or group["nesterov"] or group["maximize"] or group["dampening"] or group["differentiable"]:
+            return None
+        velocity = None
+        if group["momentum"]:
+            velocity = self.state[weight].get("momentum_buffer")
+            if velocity is None:
+                velocity = self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        return velocity, float(group["lr"]), group["momentum"], group["weight_decay"]
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the other parameters. `closure` computes the loss and its gradients first, if it is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        applied = [p for group in self.param_groups for p in group["params"] if isinstance(p.grad, Applied)]
+        for parameter in applied:
+            parameter.grad = None
+        super().step()
+        for parameter in applied:  # until zero_grad, as a gradient would be
+            parameter.grad = Applied(parameter)
+        return loss
