@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 N = TypeVar("N", int, float)
 
+MB = 1e6  # bytes
+
 FORMAT = 1
 """The form of the JSON objects, in each of them as `format`. Those of version 0.1.0 do not say it."""
 
