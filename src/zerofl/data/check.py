@@ -11,6 +11,7 @@ from torch import Tensor
 from zerofl.data import DATASETS, dataset_checksum, load_dataset
 from zerofl.data.dataset import Dataset, Split
 from zerofl.data.source import Figures, Published
+from zerofl.errors import some
 
 FILES_NAMED = 5  # of the stray ones
 
@@ -48,8 +49,7 @@ def _stray(name: str, root: str) -> list[str]:
     files = DATASETS[name].stray_files(root)
     if not files:
         return []
-    more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
-    return [f"not read, as they are no clips: {', '.join(map(str, files[:FILES_NAMED]))}{more}"]
+    return [f"not read, as they are no clips: {some(files, FILES_NAMED)}"]
 
 
 def report(name: str, dataset: Dataset, checksum: str, published: Published) -> Report:

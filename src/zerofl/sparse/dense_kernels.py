@@ -116,14 +116,8 @@ def batch_norm(
 
 def _normalise(x: Tensor, residual: Tensor | None, **rest: Any) -> Tensor:
     """`_native.batch_norm` of x [C, H, W, N] and the arguments it has besides; the result is of x's shape."""
-    y = empty(x.shape)
-    native.batch_norm(
-        x=x,
-        residual=None if residual is None else batch_innermost(residual),
-        y=y,
-        threads=torch.get_num_threads(),
-        **rest,
-    )
+    y, residual = empty(x.shape), None if residual is None else batch_innermost(residual)
+    native.batch_norm(x=x, residual=residual, y=y, threads=torch.get_num_threads(), **rest)
     return y
 
 
