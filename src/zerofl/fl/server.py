@@ -128,7 +128,7 @@ def weighted_mean(figures: Sequence[tuple[float | None, int]]) -> float | None:
 
 def failure_records(failures: Iterable[Failure]) -> list[dict[str, object]]:
     """The failures in client order, as a record has them."""
-    return [{"client": f.client, "cause": printable(f.cause)} for f in sorted(failures, key=lambda f: f.client)]
+    return [{"client": failure.client, "cause": printable(failure.cause)} for failure in sorted(failures)]
 
 
 def printable(cause: str) -> str:
@@ -139,8 +139,8 @@ def printable(cause: str) -> str:
 
 def _too_few(round: int, good: int, experiment: Experiment, failures: list[Failure]) -> str:
     clients_of: dict[str, list[str]] = {}
-    for failure in failure_records(failures):
-        clients_of.setdefault(str(failure["cause"]), []).append(str(failure["client"]))
+    for failure in sorted(failures):
+        clients_of.setdefault(printable(failure.cause), []).append(str(failure.client))
     causes = "; ".join(f"client {', '.join(clients)}: {cause}" for cause, clients in clients_of.items())
     return (
         f"round {round}: {good} of {experiment.clients_per_round} clients sent a usable update, min_replies = "
