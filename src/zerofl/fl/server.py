@@ -12,7 +12,7 @@ from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg,
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
-from zerofl.fl.records import ClientRecord, RoundRecord, total
+from zerofl.fl.records import ClientRecord, FailureRecord, RoundRecord, total
 from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.sparse.sparsify import sparse_layers
 
@@ -126,9 +126,9 @@ def weighted_mean(figures: Sequence[tuple[float | None, int]]) -> float | None:
     return float(sum(value * examples for value, examples in values) / examples) if values else None
 
 
-def failure_records(failures: Iterable[Failure]) -> list[dict[str, object]]:
+def failure_records(failures: Iterable[Failure]) -> list[FailureRecord]:
     """The failures in client order, as a record has them."""
-    return [{"client": failure.client, "cause": printable(failure.cause)} for failure in sorted(failures)]
+    return [FailureRecord(client=of.client, cause=printable(of.cause)) for of in sorted(failures)]
 
 
 def printable(cause: str) -> str:
