@@ -45,7 +45,7 @@ def check_dataset(name: str, root: str) -> Report:
 
 
 def _stray(name: str, root: str) -> list[str]:
-    """A remark on the files that were not read, where it can be told."""
+    """A remark on the files that were not read, where they are known."""
     files = DATASETS[name].stray_files(root)
     if not files:
         return []
@@ -84,10 +84,7 @@ def report(name: str, dataset: Dataset, checksum: str, published: Published) -> 
 
 def figures_of(dataset: Dataset) -> dict[str, int]:
     """Every count of a data set, by name."""
-    figures = {
-        "samples": len(dataset.train.labels) + len(dataset.test.labels),
-        "natural clients": len(dataset.clients),
-    }
+    figures = {"samples": len(dataset.train.labels) + len(dataset.test.labels), "natural clients": len(dataset.clients)}
     for part, split in (("training", dataset.train), ("test", dataset.test)):
         counts = _counts(split.labels, dataset).tolist()
         figures[f"{part} samples"] = len(split.labels)
