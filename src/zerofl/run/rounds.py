@@ -44,11 +44,9 @@ class Clients(Protocol):
 
     def train(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Answer]:
         """Have the clients train the model in `payload`."""
-        ...
 
     def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Validation | Failure]:
         """Have them try it on the samples that they hold out."""
-        ...
 
 
 def run_rounds(
