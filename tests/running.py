@@ -31,7 +31,7 @@ def run(experiment: Experiment, directory: Path, client: ClientApp = client_app,
 
 
 def run_until(experiment: Experiment, directory: Path, round: int) -> None:
-    """Start a run or go on with it, and interrupt it after a round."""
+    """Start a run or resume it, and interrupt it after a round."""
 
     def stop(record: RoundRecord) -> None:
         if record.round == round:

@@ -1,5 +1,5 @@
 // What updates spend their time in: bitmaps of positions, their entropy coding, and planes of bytes. The specification is
-// in uplink.py and wire/, which do the same with libraries where this module could not be built.
+// in exchange/update.py and exchange/wire/, which do the same with libraries where this module could not be built.
 //
 // A bitmap has a bit for each entry, the first in a byte's highest bit, and its unused bits are 0.
 #pragma once

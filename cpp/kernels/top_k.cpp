@@ -1,4 +1,4 @@
-// One pass over a tensor: which entries are active, and how magnitudes lie about a bracket.
+// One pass over a tensor: which entries are active, and which are above, within and below a bracket.
 
 #include "kernels.h"
 #include "simd.h"

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <utility>
 
 #include "ops/packing.h"
 #include "runtime/threads.h"

@@ -2,7 +2,7 @@
 
     python examples/deployment/play.py [FOLDER]          about a minute; HOST, PORT and DATA may be set
 
-The page's blocks marked `sh` are the commands. Those that start a SuperLink or a SuperNode go on in the background,
+The page's blocks marked `sh` are the commands. Those that start a SuperLink or a SuperNode stay in the background,
 with a log each, until the last one is done.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "deployment.md"
 SERVERS = {"flower-superlink": "Uvicorn running", "flower-supernode": "SuperNode ID"}
-"""The commands that go on, and what they write when they are ready."""
+"""The commands that stay, and what they write when they are ready."""
 READY_SECONDS = 120
 
 

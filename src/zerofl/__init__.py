@@ -30,9 +30,11 @@ __all__ = [
 
 _MOVED = {
     "aggregate": "exchange.aggregate",
+    "default_layers": "sparse.default_layers",
     "innermost": "sparse.layout",
     "layers": "sparse.sparsify",
     "native": "sparse.kernels",
+    "overlap": "exchange.overlap",
     "paper_bytes": "report.paper_bytes",
     "results": "run.folder",
     "swat": "sparse.swat",
@@ -41,7 +43,7 @@ _MOVED = {
     "uplink": "exchange.uplink",
     "wire": "exchange.wire",
 }
-"""Modules of version 0.1.0 and where they are now; pickled models name some of them."""
+"""Modules that were documented by other names, and where they are now; pickled models name some of them."""
 
 
 def __getattr__(name: str) -> Any:
@@ -59,21 +61,21 @@ def __dir__() -> list[str]:
 
 
 class _Moved(Loader):
-    """Imports a module by its former name, with a DeprecationWarning: it gives what the one in its place has."""
+    """Imports a module by its former name, with a DeprecationWarning: it is the very one that is in its place."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        package, _, module = name.rpartition(".")
-        return ModuleSpec(name, _Moved()) if package == __name__ and module in _MOVED else None
+        package, *moved = name.split(".")
+        return ModuleSpec(name, _Moved()) if package == __name__ and moved and moved[0] in _MOVED else None
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to Python: an empty one."""
+        """Leave it to Python: an empty one, which is not kept."""
 
     def exec_module(self, module: ModuleType) -> None:
-        now = import_module(f"{__name__}.{_MOVED[module.__name__.rpartition('.')[2]]}")
+        package, moved, *inside = module.__name__.split(".")
+        now = import_module(".".join([package, _MOVED[moved], *inside]))
         warnings.warn(f"{module.__name__} is {now.__name__} now", DeprecationWarning, stacklevel=2)
-        module.__dict__["__getattr__"] = now.__getattribute__
-        module.__doc__ = now.__doc__
+        sys.modules[module.__name__] = now
 
 
-sys.meta_path.append(_Moved)
+sys.meta_path.insert(0, _Moved)  # before Python's own, which would load the files of a package that moved once more

@@ -1,6 +1,7 @@
 """What goes wrong: the base of the package's own errors, and what to install where something is missing."""
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires
 
 DISTRIBUTION = "zerofl-torch"
@@ -9,6 +10,11 @@ DISTRIBUTION = "zerofl-torch"
 
 class ZeroFLError(Exception):
     """Something that cannot be done as it was asked for; the message says what, what was expected, and the fix."""
+
+
+def some(items: Sequence[object], most: int = 3) -> str:
+    """The first `most` of them in words, and how many more there are."""
+    return ", ".join(map(str, items[:most])) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def install_hint(extra: str) -> str:

@@ -243,7 +243,7 @@ def test_a_terminal_of_ascii_gets_the_table(monkeypatch: pytest.MonkeyPatch) -> 
         (["data", "check", "mnist5k"], "zerofl.data.check.check_dataset"),
         (["data", "fetch", "cifar10", "--root", "data"], "zerofl.data.fetch.fetch"),
         (["bench", "step"], "zerofl.bench.step.bench_step"),
-        (["bench", "layers"], "zerofl.bench.step.bench_layers"),
+        (["bench", "layers"], "zerofl.bench.step.bench_step"),
         (["bench", "uplink"], "zerofl.bench.uplink.bench_uplink"),
     ],
 )

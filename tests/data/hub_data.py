@@ -33,7 +33,7 @@ def ink(writer: str, index: int) -> np.ndarray:
 
 
 def femnist_split() -> Dataset:
-    """Writers' images in turn, as the rows of one writer need not lie together; a label is the image's number."""
+    """Writers' images in turn, as the rows of one writer need not be together; a label is the image's number."""
     rows = [
         {"image": Pillow.fromarray(ink(writer, i)), "writer_id": writer, "hsf_id": 0, "character": i}
         for i in range(max(WRITERS.values()))

@@ -33,7 +33,7 @@ def leaf_file(writers: dict[str, int], part: str) -> dict[str, Any]:
 
 
 def write_femnist(root: Path) -> Path:
-    """LEAF's folders with three writers, who lie in two training files."""
+    """LEAF's folders with three writers, whose images are in two training files."""
     for part, column in (("train", 0), ("test", 1)):
         folder = root / "femnist" / part
         folder.mkdir(parents=True)

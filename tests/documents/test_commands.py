@@ -48,7 +48,7 @@ OF_THE_SYSTEM = {"kill -9": "tests/run/test_runs.py kills and resumes"}
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The commands of a page: in blocks line by line, and in sentences what begins with a program and goes on."""
+    """The commands of a page: in blocks line by line, and in sentences what begins with a program and is longer."""
     text = page.read_text(encoding="utf-8")
     played = blocks(page, "sh") if page.name in PLAYED else []
     for language, block in FENCED.findall(text):

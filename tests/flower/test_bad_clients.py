@@ -1,4 +1,4 @@
-"""Clients that fail, lie or attack, and grids that lose or reorder: the run names them and goes on without them."""
+"""Clients that fail, lie or attack, and grids that lose or reorder: the run names them and continues without them."""
 
 import math
 from collections.abc import Callable, Iterable

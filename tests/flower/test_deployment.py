@@ -49,7 +49,7 @@ class Deployment:
         play.prepare(folder)
 
     def find(self, beginning: str, containing: str = "") -> str:
-        """The one command that begins and goes on so, to be played."""
+        """The one command that begins so and contains that, to be played."""
         (command,) = [c for c in self.commands if c.startswith(beginning) and containing in c]
         self.played.add(command)
         return command
@@ -184,7 +184,7 @@ def test_a_node_killed_in_mid_round_and_restarted_does_not_stop_the_run(
     (failure,) = first["failures"]
     assert failure["cause"] == "no reply within 20 s"
     assert last["failures"] == []
-    # Each trained on all that lies in its own folder but the tenth that is held out: 100 and 150 images.
+    # Each trained on all that is in its own folder but the tenth that is held out: 100 and 150 images.
     counts = {c["client"]: c["num-examples"] for c in read_lines(directory / "clients.jsonl")}
     assert sorted(counts.values()) == [90, 135]
     assert counts[failure["client"]] == 135

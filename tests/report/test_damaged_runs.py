@@ -19,9 +19,9 @@ from zerofl.cli import main
 from zerofl.report.cells import Beside
 from zerofl.report.collect import collect
 from zerofl.report.figures import accuracy as accuracy_figure
-from zerofl.report.figures import figures, persistence_table
+from zerofl.report.figures import figures
 from zerofl.report.page import write_report
-from zerofl.report.tables import paper_table, row_table
+from zerofl.report.tables import paper_table, persistence_table, row_table
 from zerofl.run.checkpoint import save_snapshot
 from zerofl.run.files import ResultsError
 

@@ -12,8 +12,8 @@ from tests.report.sweeps import write_sweep
 from zerofl.cli import main
 from zerofl.report.cells import lines_of, markdown
 from zerofl.report.collect import collect
-from zerofl.report.figures import by_mask_ratio, figures, persistence_table
-from zerofl.report.tables import tables
+from zerofl.report.figures import by_mask_ratio, figures
+from zerofl.report.tables import persistence_table, tables
 
 
 def test_a_panel_says_that_a_dense_row_is_in_it(sweep: Path) -> None:

@@ -14,10 +14,17 @@ from zerofl.experiment import Experiment
 from zerofl.models import build_model
 from zerofl.report.cells import Beside, Table, as_csv, markdown
 from zerofl.report.collect import collect
-from zerofl.report.figures import persistence_table
 from zerofl.report.paper_bytes import PAPER_MB
 from zerofl.report.sizes import counted_bytes
-from zerofl.report.tables import paper_table, row_table, settings_table, tables, time_table, traffic_table
+from zerofl.report.tables import (
+    paper_table,
+    persistence_table,
+    row_table,
+    settings_table,
+    tables,
+    time_table,
+    traffic_table,
+)
 from zerofl.run.folder import read_experiment, read_summary
 from zerofl.run.sweep import METRICS
 

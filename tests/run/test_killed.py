@@ -114,7 +114,7 @@ def test_a_client_too_small_to_hold_anything_out_has_no_part_in_the_validation(
 
 
 def test_other_data_under_the_same_run_is_refused(cifar_root: Path, tmp_path: Path) -> None:
-    """A run of three rounds is stopped after two, and goes on with one pixel changed."""
+    """A run of three rounds is stopped after two, and resumed with one pixel changed."""
     experiment = experiment_of(cifar_root)
 
     directory = tmp_path / "run"

@@ -66,7 +66,7 @@ def blank(shape: Sequence[int], margin: int = MARGIN) -> Tensor:
 
 
 def surroundings(x: Tensor) -> Tensor:
-    """What lies before and behind x in the memory that `blank` has made."""
+    """What is before and behind x in the memory that `blank` has made."""
     memory = x.new_empty(0).set_(x.untyped_storage())
     return torch.cat([memory[: x.storage_offset()], memory[x.storage_offset() + x.numel() :]])
 

@@ -50,40 +50,46 @@ def bench_step(
     threads: int,
     isa: str | None,
     note: Callable[[str], None],
+    layers: bool = False,
 ) -> dict[str, Any]:
     """Time training steps (forward, loss, backward, SGD) of a dense model and its sparse ones, one after the other.
 
     The sparse model is compared with the reference first. `isa` keeps both to an instruction set. `note` gets a line
-    for each step.
+    for each step. With `layers` each sparse layer is measured by itself, forward and backward, one of each shape.
 
     Returns:
         the machine, the settings and `rows`, one for each sparsity, with the medians `dense_seconds` and
         `sparse_seconds`, their ratio `speedup`, the most memory that a step takes beyond the model's own
         (`dense_peak_bytes`, `sparse_peak_bytes`; None where the system does not tell), the seconds of the sparse step
         by part, "optimiser" and "other" (`breakdown`), and the largest deviations from the reference relative to the
-        largest entry (`output_error`, `gradient_error`).
+        largest entry (`output_error`, `gradient_error`). Of layers also which `layers` are alike, and
+        `sparseprop_seconds`, None where SparseProp is not installed: the time of the faster of its two kernels, which
+        pack their weights before.
 
     Raises:
         BenchError: there are no kernels, or they deviate from the reference by more than `TOLERANCE`.
     """
-    return _result([Workload(model, batch_size)], sparsities, threads, isa, note)
-
-
-def bench_layers(
-    model: str,
-    batch_size: int,
-    sparsities: Sequence[float],
-    threads: int,
-    isa: str | None,
-    note: Callable[[str], None],
-) -> dict[str, Any]:
-    """`bench_step` for each sparse layer by itself, forward and backward; layers of one shape are measured once.
-
-    Rows have the `layers` too, and `sparseprop_seconds`, which is None where SparseProp is not installed. SparseProp
-    packs its weights before, and its time is that of the faster of its two kernels.
-    """
-    workloads = [Workload(model, batch_size, names[0]) for names in alike_layers(model, batch_size)]
-    return _result(workloads, sparsities, threads, isa, note)
+    if dispatch.UNAVAILABLE:
+        raise BenchError(f"the native kernels are not installed ({dispatch.UNAVAILABLE}); there is nothing to measure")
+    rows = []
+    names = [alike[0] for alike in alike_layers(model, batch_size)] if layers else [""]
+    for workload in (Workload(model, batch_size, name) for name in names):
+        what = " ".join(filter(None, (model, workload.layer)))
+        note(f"{what}: checking and timing, batch {batch_size}")
+        timed = _in_own_process(isa, _measure, workload, sparsities, threads)
+        note(f"{what}: peak memory")
+        dense_peak_bytes = _in_own_process(isa, _peak_bytes, workload, None, threads)
+        for row in timed:
+            sparse_peak_bytes = _in_own_process(isa, _peak_bytes, workload, row["sparsity"], threads)
+            rows.append(row | {"dense_peak_bytes": dense_peak_bytes, "sparse_peak_bytes": sparse_peak_bytes})
+    return {
+        **origin(),
+        "isa": isa or "all",
+        "threads": threads,
+        "model": model,
+        "batch_size": batch_size,
+        "rows": rows,
+    }
 
 
 def step_table(result: dict[str, Any]) -> Table:
@@ -109,35 +115,6 @@ def step_table(result: dict[str, Any]) -> Table:
 
 def _number(value: float | None, factor: float) -> str:
     return "-" if value is None else f"{value * factor:.1f}"
-
-
-def _result(
-    workloads: Sequence[Workload],
-    sparsities: Sequence[float],
-    threads: int,
-    isa: str | None,
-    note: Callable[[str], None],
-) -> dict[str, Any]:
-    if dispatch.UNAVAILABLE:
-        raise BenchError(f"the native kernels are not installed ({dispatch.UNAVAILABLE}); there is nothing to measure")
-    rows = []
-    for workload in workloads:
-        what = " ".join(filter(None, (workload.model, workload.layer)))
-        note(f"{what}: checking and timing, batch {workload.batch_size}")
-        timed = _in_own_process(isa, _measure, workload, sparsities, threads)
-        note(f"{what}: peak memory")
-        dense_peak_bytes = _in_own_process(isa, _peak_bytes, workload, None, threads)
-        for row in timed:
-            sparse_peak_bytes = _in_own_process(isa, _peak_bytes, workload, row["sparsity"], threads)
-            rows.append(row | {"dense_peak_bytes": dense_peak_bytes, "sparse_peak_bytes": sparse_peak_bytes})
-    return {
-        **origin(),
-        "isa": isa or "all",
-        "threads": threads,
-        "model": workloads[0].model,
-        "batch_size": workloads[0].batch_size,
-        "rows": rows,
-    }
 
 
 def _in_own_process(isa: str | None, function: Callable[..., T], *arguments: Any) -> T:

@@ -59,7 +59,7 @@ def _command(options: argparse.Namespace, console: "Output", errors: "Output") -
 @contextlib.contextmanager
 def _printing(name: str, output: "Output") -> Iterator[None]:
     """Print what the logger `name` has to say; afterwards it is as the program that called `main` had it."""
-    logger, lines = logging.getLogger(name), _Lines(output)
+    logger, lines = logging.getLogger(name), logging.StreamHandler(output.file)
     level = logger.level
     logger.addHandler(lines)
     logger.setLevel(logging.INFO)
@@ -68,17 +68,6 @@ def _printing(name: str, output: "Output") -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(lines)
-
-
-class _Lines(logging.Handler):
-    """Prints what takes long, as it goes."""
-
-    def __init__(self, output: "Output") -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.print(record.getMessage())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -44,12 +44,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     import torch
 
-    from zerofl.bench.step import bench_layers, bench_step, step_table
+    from zerofl.bench.step import bench_step, step_table
     from zerofl.run.files import write_atomically
 
-    measure = {"step": bench_step, "layers": bench_layers}[options.benchmark]
-    threads = options.threads or torch.get_num_threads()
-    result = measure(options.model, options.batch_size, options.sparsity, threads, options.isa, errors.print)
+    threads, layers = options.threads or torch.get_num_threads(), options.benchmark == "layers"
+    result = bench_step(options.model, options.batch_size, options.sparsity, threads, options.isa, errors.print, layers)
     console.print_table(step_table(result))
     console.print(
         f"{result['model']}, batch {result['batch_size']}, {result['threads']} threads, {result['rows'][0]['isa']}; "

@@ -29,9 +29,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     check.add_argument("name", metavar="NAME", choices=DATASETS, help=", ".join(DATASETS))
     check.add_argument("--root", metavar="DIR", default="", help="where the data set is")
     check.add_argument(
-        "--partition",
-        choices=PARTITIONS,
-        help="default: natural where the data set has clients of its own",
+        "--partition", choices=PARTITIONS, help="default: natural where the data set has clients of its own"
     )
     check.add_argument("--clients", type=positive, metavar="N", help="default: 100, or all natural ones")
     check.add_argument("--alpha", type=float, default=1.0, metavar="A", help="of lda; default: %(default)s")

@@ -12,8 +12,7 @@ from zerofl.data.source import Hub, Source
 
 __all__ = [
     "DATASETS", "PARTITIONS", "Augmentation", "Dataset", "DatasetError", "Split", "client_indices",
-    "dataset_checksum", "dataset_on",
-    "load_dataset",
+    "dataset_checksum", "dataset_on", "load_dataset",
 ]  # fmt: skip
 
 DATASETS = {

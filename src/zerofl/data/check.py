@@ -11,6 +11,7 @@ from torch import Tensor
 from zerofl.data import DATASETS, dataset_checksum, load_dataset
 from zerofl.data.dataset import Dataset, Split
 from zerofl.data.source import Figures, Published
+from zerofl.errors import some
 
 FILES_NAMED = 5  # of the stray ones
 
@@ -44,12 +45,11 @@ def check_dataset(name: str, root: str) -> Report:
 
 
 def _stray(name: str, root: str) -> list[str]:
-    """A remark on the files that were not read, where it can be told."""
+    """A remark on the files that were not read, where they are known."""
     files = DATASETS[name].stray_files(root)
     if not files:
         return []
-    more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
-    return [f"not read, as they are no clips: {', '.join(map(str, files[:FILES_NAMED]))}{more}"]
+    return [f"not read, as they are no clips: {some(files, FILES_NAMED)}"]
 
 
 def report(name: str, dataset: Dataset, checksum: str, published: Published) -> Report:
@@ -84,10 +84,7 @@ def report(name: str, dataset: Dataset, checksum: str, published: Published) -> 
 
 def figures_of(dataset: Dataset) -> dict[str, int]:
     """Every count of a data set, by name."""
-    figures = {
-        "samples": len(dataset.train.labels) + len(dataset.test.labels),
-        "natural clients": len(dataset.clients),
-    }
+    figures = {"samples": len(dataset.train.labels) + len(dataset.test.labels), "natural clients": len(dataset.clients)}
     for part, split in (("training", dataset.train), ("test", dataset.test)):
         counts = _counts(split.labels, dataset).tolist()
         figures[f"{part} samples"] = len(split.labels)

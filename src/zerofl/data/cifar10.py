@@ -18,6 +18,7 @@ from zerofl.data.files import read_file, reading, visible
 from zerofl.data.hub import parquet_files, read_images
 from zerofl.data.image import decode_image
 from zerofl.data.source import Published
+from zerofl.errors import some
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -130,10 +131,9 @@ def _refuse_other_images(files: Files, source: Path, part: str) -> None:
     """Images of another kind would be missing without a word, and with them maybe a whole class or part."""
     others = [path for name in CLASSES for path in _of_class(files, part, name, OTHER_IMAGES)]
     if others:
-        named = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise DatasetError(
-            f"cifar10: {source}: {named}: expected {', '.join(IMAGE_SUFFIXES)} only. Convert them, or take them out of "
-            "the folder"
+            f"cifar10: {source}: {some(others)}: expected {', '.join(IMAGE_SUFFIXES)} only. Convert them, or take them "
+            "out of the folder"
         )
 
 

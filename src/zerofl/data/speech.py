@@ -25,6 +25,7 @@ from zerofl.data.files import reading, visible
 from zerofl.data.hub import class_name, class_names, file_bytes, parquet_files, read_column, read_rows
 from zerofl.data.sound import COEFFICIENTS, HOP, MELS, N_FFT, RATE, Sound, mfcc, noise, one_second
 from zerofl.data.source import Published
+from zerofl.errors import some
 from zerofl.rng import rng
 
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
@@ -162,10 +163,9 @@ def _refuse_other_sounds(folders: list[Path]) -> None:
     """Clips in another format would be missing without a word, and with them maybe a whole class."""
     others = [path for folder in folders for path in visible(folder) if path.suffix.lower() in OTHER_SOUNDS]
     if others:
-        named = ", ".join(map(str, others[:3])) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
         raise DatasetError(
-            f"speech_commands: {named}: expected .wav files only, 1 channel at {RATE} Hz. Convert them, or take them "
-            "out of the folder"
+            f"speech_commands: {some(others)}: expected .wav files only, 1 channel at {RATE} Hz. Convert them, or take "
+            "them out of the folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""The server's side of Algorithm 1: the sample-weighted average of the updates, and the optimiser's step with it."""
+"""The sample-weighted average of the updates (Algorithm 1), and the server optimiser's step with it."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

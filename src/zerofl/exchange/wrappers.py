@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection
 
+from zerofl.errors import some
+
 WRAPPERS = {
     "_orig_mod": "torch.compile adds",
     "module": "DataParallel and DistributedDataParallel add",
@@ -17,7 +19,7 @@ def differing_names(given: Collection[str], expected: Collection[str]) -> str:
     """In words, how the names of a state differ from those expected, and which wrapper did it if one did."""
     more = [name for name in given if name not in expected]
     missing = [name for name in expected if name not in given]
-    parts = [f"{what} {_some(names)}" for what, names in (("has", more), ("lacks", missing)) if names]
+    parts = [f"{what} {some(names)}" for what, names in (("has", more), ("lacks", missing)) if names]
     return f"{' and '.join(parts)}{wrapper_hint(given, expected)}; expected {', '.join(expected)}"
 
 
@@ -32,7 +34,3 @@ def wrapper_hint(given: Collection[str], expected: Collection[str]) -> str:
             inside = ".".join(["model", *found, "state_dict()"]) if in_front else "its names without that part"
             return f" ({who}: {verb} the model inside, {inside})"
     return ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypedDict, TypeVar
 
 N = TypeVar("N", int, float)
+
+MB = 1e6  # bytes
 
 FORMAT = 1
 """The form of the JSON objects, in each of them as `format`. Those of version 0.1.0 do not say it."""
@@ -120,6 +122,13 @@ class ClientRecord(_Record):
     realised_sparsity: float | None = _may_be(SHARE)
 
 
+class FailureRecord(TypedDict):
+    """A client that sent no usable update, or did not validate, and why."""
+
+    client: int
+    cause: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundRecord(_Record):
     """What happened in a round: of the clients in `clients`, those in `failures` sent no usable update.
@@ -133,7 +142,7 @@ class RoundRecord(_Record):
     round: int = _of(COUNT)
     lr: float = _of(NUMBER)
     clients: Sequence[int] = _of(COUNTS)
-    failures: Sequence[Mapping[str, Any]] = _of(FAILURES)
+    failures: Sequence[FailureRecord] = _of(FAILURES)
     examples: int | None = _may_be(COUNT)
     train_loss: float | None = _may_be(NUMBER)
     train_seconds: float | None = _may_be(NUMBER)

@@ -13,7 +13,7 @@ from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
-from zerofl.fl.records import ClientRecord, RoundRecord, total
+from zerofl.fl.records import ClientRecord, FailureRecord, RoundRecord, total
 from zerofl.fl.train import empty_model, evaluate, initial_model, learning_rate
 from zerofl.sparse.sparsify import sparse_layers
 
@@ -128,9 +128,9 @@ def weighted_mean(figures: Sequence[tuple[float | None, int]]) -> float | None:
     return float(sum(value * examples for value, examples in values) / examples) if values else None
 
 
-def failure_records(failures: Iterable[Failure]) -> list[dict[str, object]]:
+def failure_records(failures: Iterable[Failure]) -> list[FailureRecord]:
     """The failures in client order, as a record has them."""
-    return [{"client": f.client, "cause": printable(f.cause)} for f in sorted(failures, key=lambda f: f.client)]
+    return [FailureRecord(client=of.client, cause=printable(of.cause)) for of in sorted(failures)]
 
 
 def printable(cause: str) -> str:
@@ -141,8 +141,8 @@ def printable(cause: str) -> str:
 
 def _too_few(round: int, good: int, experiment: Experiment, failures: list[Failure]) -> str:
     clients_of: dict[str, list[str]] = {}
-    for failure in failure_records(failures):
-        clients_of.setdefault(str(failure["cause"]), []).append(str(failure["client"]))
+    for failure in sorted(failures):
+        clients_of.setdefault(printable(failure.cause), []).append(str(failure.client))
     causes = "; ".join(f"client {', '.join(clients)}: {cause}" for cause, clients in clients_of.items())
     return (
         f"round {round}: {good} of {experiment.clients_per_round} clients sent a usable update, min_replies = "

@@ -1,4 +1,4 @@
-"""ZeroFL on Flower: the client and server apps, and the engines that run them. Only this package imports flwr."""
+"""ZeroFL on Flower: its apps, their engines, and its uplink for other people's apps. Only this package imports flwr."""
 
 import os
 

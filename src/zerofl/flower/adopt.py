@@ -53,7 +53,7 @@ def uplink_mod(
         sparsity: that of `sparsify_`; the top (1 - sparsity + mask_ratio) of each sparse layer is sent.
         mask_ratio: how much more than the top K is sent.
         layers: the names that `sparsify_` returned, or full names of arrays ("0", "lstm.weight_hh_l0"). Default: those
-            that `sparsify_` takes by default, told by the shapes of the kernels and matrices named `weight` (see
+            that `sparsify_` takes by default, by the shapes of the kernels and matrices named `weight` (see
             `zerofl.sparse.default_layers`). With layers of other kinds whose weights look alike (an embedding, a
             transposed convolution, attention), or two that share one, give the names.
         values: one of `zerofl.exchange.wire.VALUES`.
@@ -61,7 +61,7 @@ def uplink_mod(
 
     Tied weights (`decoder.weight = encoder.weight`), which a state has under each of their names, stay equal: they get
     one choice of entries, the sparse one if `layers` names any of them; by default they are sent whole if one of them
-    would be. Both names travel. `zerofl.exchange.uplink.tied` says how they are told.
+    would be. Both names travel. `zerofl.exchange.uplink.tied` says how they are recognised.
 
     Raises:
         ValueError: an unknown uplink or values, a fraction or seed that is none or out of range, or layers that are no

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from zerofl.exchange.update import State
 from zerofl.fl.records import RoundRecord
-from zerofl.run.files import ResultsError
-
-FIX = "restore the file, or move the run's folder away and run it again"
+from zerofl.run.files import FIX, ResultsError
 
 
 def check_layers(rounds: Sequence[RoundRecord], where: str) -> None:

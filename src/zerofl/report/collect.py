@@ -12,7 +12,7 @@ from zerofl.report.checks import check_layers, check_snapshots
 from zerofl.run.checkpoint import read_snapshots
 from zerofl.run.files import EXPERIMENT, ROUNDS, SNAPSHOTS, SUMMARY, SWEEP, ResultsError, damaged
 from zerofl.run.folder import is_finished, read_experiment, read_rounds, read_summary
-from zerofl.run.sweep import METRICS, Sweep, read_sweep
+from zerofl.run.sweep import Sweep, read_sweep
 
 NO_ROUND = "no round yet"
 
@@ -144,7 +144,7 @@ def collect(directory: Path) -> Collection:
             "for example runs/demo"
         )
     file = (directory.resolve().parent if alone else directory) / SWEEP
-    sweep = read_sweep(file) if file.exists() else Sweep([], METRICS[0])
+    sweep = read_sweep(file) if file.exists() else Sweep([])
     papers = {row.name: row.paper for row in sweep.rows}
     experiments = {} if alone else {row.name: {e.name: e for e in row.experiments} for row in sweep.rows}
     for name, run in runs.items():

@@ -5,7 +5,6 @@ Lines differ by colour, dashes and marker, so that they can be told apart in gre
 
 import io
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from zerofl.report.cells import Cell, Table
+from zerofl.fl.records import MB
 from zerofl.report.collect import Collection, ReportRow, Run
-from zerofl.report.tables import METRICS, STRATEGIES, setting, strategy
+from zerofl.report.tables import STRATEGIES, setting, strategy
+from zerofl.run.sweep import METRICS
 
 # Of Okabe and Ito, told apart by all eyes; more lines than these take theirs from a colour map.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "v", "D", "x", "+", "*")
 MARKERS_A_LINE = 8
-MB = 1e6
 HEAT_MAP_WEIGHTS = 400  # rows of a heat map: so many weights of a layer, at even steps
 HEAT_MAP_LAYERS = slice(4, 10)  # Figure 3 shows layers 4 to 9
 MASK_RATIOS = 4  # from so many on, Figure 4 has a line
@@ -75,17 +74,13 @@ def loss(collection: Collection) -> Figure | None:
 
 def accuracy_by_traffic(collection: Collection) -> Figure | None:
     """Test accuracy against all bytes so far, up and down."""
-    if not any(run.traffic() for row in collection.started for run in row.runs):
-        return None
     heading, label = "Accuracy against total communication", "Test accuracy (%)"
     figure = _over_rounds(collection, "test_accuracy", heading, label, 100.0, by_traffic=True)
-    if figure is None:
-        return None
     caption = (
         "All bytes so far, up and down, on a logarithmic scale. The whole model goes down, so where little goes up the "
         "downlink is most of it. With several seeds the line is their mean."
     )
-    return figure._replace(caption=caption)
+    return figure and figure._replace(caption=caption)
 
 
 def by_mask_ratio(collection: Collection) -> Figure | None:
@@ -215,28 +210,6 @@ def heat_maps(row: ReportRow) -> Figure | None:
         canvas.supxlabel("Round", fontsize=9)
         caption = "Each line of pixels is one weight: white is zero, dark is large. A weight that stays is a dark line."
         return Figure(f"Figures 3, 5 and 6: where the weights are, {row.name}", caption, _svg(canvas))
-
-
-def persistence_table(collection: Collection) -> Table | None:
-    """Of a layer's non-zero positions at a kept round, the part that is non-zero at the next, and by chance."""
-    rows: list[list[Cell]] = []
-    for row in collection.started:
-        snapshots = row.runs[0].snapshots()
-        if len(snapshots) < 2 or strategy(row.experiment) != "top_k_weights":
-            continue
-        states = list(snapshots.values())
-        for layer in states[0]:
-            masks = [state[layer] != 0 for state in states]
-            kept = [float((a & b).sum() / a.sum()) for a, b in pairwise(masks) if a.any()]
-            whole = float((masks[0] & masks[-1]).sum() / masks[0].sum()) if masks[0].any() else 0.0
-            chance = float(masks[-1].float().mean())
-            rows.append([row.name, layer, f"{np.mean(kept):.1%}" if kept else "", f"{whole:.1%}", f"{chance:.1%}"])
-    if not rows:
-        return None
-    every = collection.started[0].experiment.snapshot_every
-    columns = ["Row", "Layer", f"Stay for {every} rounds", "Stay from first to last", "By chance"]
-    note = "Of the non-zero positions at a kept round, how many are non-zero at the next one, and at the last one."
-    return Table("Do the non-zero positions stay?", columns, rows, note)
 
 
 def _over_rounds(

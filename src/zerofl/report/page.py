@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zerofl.report.cells import Beside, Cell, Table, as_csv, escaped, lines_of, markdown
 from zerofl.report.collect import Collection
-from zerofl.report.figures import Figure, figures, persistence_table
+from zerofl.report.figures import Figure, figures
 from zerofl.report.tables import tables
 from zerofl.run.files import ResultsError, write_atomically
 
@@ -44,7 +44,7 @@ def write_report(collections: list[Collection], out: Path) -> list[Path]:
         OSError: a file cannot be written.
     """
     check_out(out)
-    made = [(c, _all_tables(c), figures(c)) for c in collections]
+    made = [(c, tables(c), figures(c)) for c in collections]
     named = [(c.name, table) for c, found, _ in made for table in found]
     sections = [_markdown_section(c, found) for c, found, _ in made]
     contents = {
@@ -75,11 +75,6 @@ def check_out(out: Path) -> None:
             raise ResultsError(
                 f"{path} is there and was not made by zerofl report: move it away, or write elsewhere with --out"
             )
-
-
-def _all_tables(collection: Collection) -> list[Table]:
-    persistence = persistence_table(collection)
-    return tables(collection) + ([persistence] if persistence else [])
 
 
 def _page(made: list[tuple[Collection, list[Table], list[Figure]]]) -> str:

@@ -11,14 +11,13 @@ import torch
 from zerofl.data import DATASETS
 from zerofl.exchange.wire import schema_of
 from zerofl.experiment import Experiment
-from zerofl.fl.records import Summary
+from zerofl.fl.records import MB, Summary
 from zerofl.fl.records import savings as times_smaller
 from zerofl.models import build_model
 from zerofl.report.cells import Beside
 from zerofl.report.collect import ReportRow
 from zerofl.report.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_bytes
 
-MB = 1e6
 PAPER_WIDTH = 64  # stem channels of the paper's ResNet-18
 
 NOTE = (
@@ -28,6 +27,7 @@ NOTE = (
 )
 
 
+@cache
 def counted_bytes(experiment: Experiment) -> float:
     """What the paper would count for one update of this experiment's model."""
     source = DATASETS[experiment.dataset]
@@ -57,7 +57,7 @@ def measured_size(rows: list[ReportRow]) -> Beside:
 
 def counted_size(rows: list[ReportRow]) -> str:
     """The paper's MB of an update of the runs' own model."""
-    return _range([_counted(row.experiment) / PAPER_MB for row in rows], 1)
+    return _range([counted_bytes(row.experiment) / PAPER_MB for row in rows], 1)
 
 
 def savings(rows: list[ReportRow]) -> Beside:
@@ -79,9 +79,6 @@ def sizes_note(rows: list[ReportRow]) -> str:
         f"{NOTE} The model here is ResNet-18 at width {', '.join(map(str, widths))}, the paper's at width "
         f"{PAPER_WIDTH}: measured and printed MB are of different models, and only the savings compare."
     )
-
-
-_counted = cache(counted_bytes)
 
 
 def _summaries(rows: list[ReportRow]) -> list[list[Summary]]:

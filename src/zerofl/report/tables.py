@@ -1,10 +1,14 @@
 """A report's tables, as plain cells: the page, the Markdown and the CSV are made of the same."""
 
+from itertools import pairwise
+from statistics import mean
+
 from zerofl.experiment import Experiment
 from zerofl.fl.records import Summary
 from zerofl.report.cells import Beside, Cell, Table
 from zerofl.report.collect import Collection, ReportRow
 from zerofl.report.sizes import counted_size, measured_size, savings, sizes_note
+from zerofl.run.sweep import METRICS
 
 STRATEGIES = {
     "dense": "Dense FedAvg",
@@ -17,13 +21,6 @@ STRATEGIES = {
 
 
 SIZE_COLUMNS = ["MB an update", "The paper's count, MB", "Savings"]
-
-METRICS = {
-    "test_accuracy": "final test accuracy",
-    "best_test_accuracy": "highest test accuracy",
-    "validation_accuracy": "final validation accuracy",
-}
-"""What the figures of a sweep's metric are, in words."""
 
 
 def strategy(experiment: Experiment) -> str:
@@ -248,6 +245,28 @@ def _code(summary: Summary) -> str:
     return ", ".join(text for texts in values for text in texts) or "not recorded"
 
 
+def persistence_table(collection: Collection) -> Table | None:
+    """Of a layer's non-zero positions at a kept round, the part that is non-zero at the next, and by chance."""
+    rows: list[list[Cell]] = []
+    for row in collection.started:
+        snapshots = row.runs[0].snapshots()
+        if len(snapshots) < 2 or strategy(row.experiment) != "top_k_weights":
+            continue
+        states = list(snapshots.values())
+        for layer in states[0]:
+            masks = [state[layer] != 0 for state in states]
+            kept = [float((a & b).sum() / a.sum()) for a, b in pairwise(masks) if a.any()]
+            whole = float((masks[0] & masks[-1]).sum() / masks[0].sum()) if masks[0].any() else 0.0
+            chance = float(masks[-1].float().mean())
+            rows.append([row.name, layer, f"{mean(kept):.1%}" if kept else "", f"{whole:.1%}", f"{chance:.1%}"])
+    if not rows:
+        return None
+    every = collection.started[0].experiment.snapshot_every
+    columns = ["Row", "Layer", f"Stay for {every} rounds", "Stay from first to last", "By chance"]
+    note = "Of the non-zero positions at a kept round, how many are non-zero at the next one, and at the last one."
+    return Table("Do the non-zero positions stay?", columns, rows, note)
+
+
 def tables(collection: Collection) -> list[Table]:
     """All of a folder's tables, the most important first."""
     found = [
@@ -256,8 +275,10 @@ def tables(collection: Collection) -> list[Table]:
         traffic_table(collection),
         time_table(collection),
         settings_table(collection),
+        origin_table(collection),
+        persistence_table(collection),
     ]
-    return [table for table in [*found, origin_table(collection)] if table is not None]
+    return [table for table in found if table is not None]
 
 
 def _beside(row: ReportRow | None, metric: str) -> Cell:

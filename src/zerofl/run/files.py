@@ -10,23 +10,21 @@ from typing import Any
 from zerofl.data.temporary import folder_beside
 from zerofl.errors import ZeroFLError
 
-EXPERIMENT, ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, MODEL, SUMMARY, LOCK = (
-    "experiment.toml",
-    "rounds.jsonl",
-    "clients.jsonl",
-    "checkpoint.safetensors",
-    "snapshots",
-    "model.safetensors",
-    "summary.json",
-    ".lock",
-)
-
-
+EXPERIMENT = "experiment.toml"
+ROUNDS = "rounds.jsonl"
+CLIENTS = "clients.jsonl"
+CHECKPOINT = "checkpoint.safetensors"
+SNAPSHOTS = "snapshots"
+MODEL = "model.safetensors"
+SUMMARY = "summary.json"
+LOCK = ".lock"
 SWEEP = "sweep.toml"
 """In the folder above the runs: the file they are of."""
 
 EXPERIMENT_KEY = "experiment"
 """In a model's metadata: the experiment as JSON, without the keys that say where it ran."""
+
+FIX = "restore the file, or move the run's folder away and run it again"
 
 
 class ResultsError(ZeroFLError):
@@ -36,10 +34,7 @@ class ResultsError(ZeroFLError):
 def damaged(where: str, expected: str, cause: object) -> ResultsError:
     """The error of a file that is not what it should be."""
     cause = " ".join(str(cause).split())
-    return ResultsError(
-        f"{where}: expected {expected}, but it is damaged: {cause}. Restore the file, or move the run's folder away "
-        "and run it again"
-    )
+    return ResultsError(f"{where}: expected {expected}, but it is damaged: {cause}. {FIX.capitalize()}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -65,6 +60,11 @@ def replacing(path: Path) -> Iterator[Path]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """The lines of a file; none if it is not there yet."""
+    return path.read_bytes().splitlines() if path.exists() else []
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:

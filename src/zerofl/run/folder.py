@@ -31,6 +31,7 @@ from zerofl.run.files import (
     ResultsError,
     append_lines,
     damaged,
+    lines_of,
     write_atomically,
 )
 from zerofl.run.origin import origin
@@ -94,7 +95,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         ResultsError: another line is damaged.
     """
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = lines_of(path)
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:

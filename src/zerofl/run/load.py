@@ -19,7 +19,7 @@ def load_model(run: str | Path) -> nn.Module:
     The tensors of `model.safetensors` in the plain model are another model, which scores far less: training leaves the
     weights below the top K in the file, and evaluation does not use them (§4.3). So `sparsify_` comes before the
     weights, with the run's settings; this does both. It needs no data set: the numbers of classes and of channels are
-    told from the weights.
+    read from the weights.
 
     The model takes what the run's `Dataset.normalized` gives, float32 [N, C, H, W], and returns logits [N, classes].
     For mnist5k that is pixels in [0, 1].

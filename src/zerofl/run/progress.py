@@ -13,11 +13,10 @@ from rich.text import Text
 
 from zerofl.data import load_dataset
 from zerofl.experiment import Experiment
-from zerofl.fl.records import RoundRecord, Summary
+from zerofl.fl.records import MB, RoundRecord, Summary
 from zerofl.fl.train import empty_model
 from zerofl.run.console import BETWEEN, Output, Table
 
-MB = 1e6
 MOST_BAR, LEAST_BAR = 40, 10  # characters
 
 

@@ -18,11 +18,13 @@ from zerofl.run.files import (
     CHECKPOINT,
     CLIENTS,
     EXPERIMENT,
+    FIX,
     LOCK,
     ROUNDS,
     SUMMARY,
     ResultsError,
     damaged,
+    lines_of,
     write_atomically,
 )
 from zerofl.run.folder import is_finished, json_object, read_experiment, read_summary, records_of
@@ -78,7 +80,7 @@ def open_run(
     if not checkpoint and recorded > 1:
         raise ResultsError(
             f"{directory} has records up to round {recorded}, but its {CHECKPOINT}, from which to resume, is gone: "
-            "restore the file, or move the run's folder away and run it again"
+            f"{FIX}"
         )
     kept = {file: _lines_until(directory / file, done) for file in (ROUNDS, CLIENTS)}
     _check_lines(directory, kept, done)
@@ -94,7 +96,7 @@ def _last_recorded(directory: Path) -> int:
     """The last round of which there is a record or a snapshot; 0 without any."""
     rounds = [0, *(round_of(path) for path in snapshot_files(directory))]
     for file in (ROUNDS, CLIENTS):
-        for line in (directory / file).read_bytes().splitlines() if (directory / file).exists() else []:
+        for line in lines_of(directory / file):
             with suppress(ValueError, KeyError):  # cut short, or damaged
                 rounds.append(json_object(line)["round"])
     return max(round for round in rounds if type(round) is int)
@@ -157,7 +159,7 @@ def _check_lines(directory: Path, kept: Mapping[str, Sequence[bytes]], done: int
 def _lines_until(path: Path, round: int) -> list[bytes]:
     """The lines up to a round's: later ones have no checkpoint, a half-written last line among them."""
     kept = []
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in lines_of(path):
         try:
             if json_object(line)["round"] <= round:
                 kept.append(line + b"\n")

@@ -32,7 +32,7 @@ from zerofl.fl.server import (
 from zerofl.fl.train import empty_model
 from zerofl.rng import cohort
 from zerofl.run.checkpoint import Checkpoint, save_snapshot
-from zerofl.run.files import CHECKPOINT, ResultsError
+from zerofl.run.files import CHECKPOINT, FIX, ResultsError
 from zerofl.run.folder import finish_run, save_round
 from zerofl.run.origin import code
 
@@ -44,11 +44,9 @@ class Clients(Protocol):
 
     def train(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Answer]:
         """Have the clients train the model in `payload`."""
-        ...
 
     def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Validation | Failure]:
         """Have them try it on the samples that they hold out."""
-        ...
 
 
 def run_rounds(
@@ -91,7 +89,8 @@ def run_rounds(
             except ValueError as error:
                 raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
             if _is_due(experiment.evaluate_every, round, experiment):
-                loss, accuracy = test_model(state.model, _on_device(experiment), experiment)
+                on_device = dataset_on(experiment.dataset, experiment.root, experiment.device)
+                loss, accuracy = test_model(state.model, on_device, experiment)
                 record = replace(record, test_loss=loss, test_accuracy=accuracy)
             if _is_due(experiment.validate_every, round, experiment):
                 validating = [client for client in clients if client in validated]
@@ -114,10 +113,6 @@ def run_rounds(
 def _is_due(every: int, round: int, experiment: Experiment) -> bool:
     """If what is done `every` so many rounds (0: never) is done in this one; after the last it is done in any case."""
     return every > 0 and (round % every == 0 or round == experiment.rounds)
-
-
-def _on_device(experiment: Experiment) -> Dataset:
-    return dataset_on(experiment.dataset, experiment.root, experiment.device)
 
 
 def _validated(record: RoundRecord, answers: Iterable[Validation | Failure]) -> RoundRecord:
@@ -152,13 +147,12 @@ def _state_of(checkpoint: Checkpoint, schema: Schema, optimizer: ServerOptimizer
         return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
     where = f"{directory / CHECKPOINT}: expected the experiment's model"
-    fix = "restore the file, or move the run's folder away and run it again"
     if described(checkpoint.state) != {name: (shape, dtype) for name, shape, dtype in schema.tensors}:
-        raise ResultsError(f"{where}, but its tensors have other names, shapes or types; {fix}")
+        raise ResultsError(f"{where}, but its tensors have other names, shapes or types; {FIX}")
     state = {spec.name: checkpoint.state[spec.name] for spec in schema.tensors}
     if described(checkpoint.optimizer_state) != described(optimizer.init(state)):
-        raise ResultsError(f"{where}, but the optimiser's tensors have other names, shapes or types; {fix}")
+        raise ResultsError(f"{where}, but the optimiser's tensors have other names, shapes or types; {FIX}")
     for name, tensor in (*state.items(), *checkpoint.optimizer_state.items()):
         if not tensor.isfinite().all():
-            raise ResultsError(f"{where}, but {name} holds non-finite values (NaN or infinity); {fix}")
+            raise ResultsError(f"{where}, but {name} holds non-finite values (NaN or infinity); {FIX}")
     return ServerState(state, checkpoint.optimizer_state)

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 from zerofl.experiment import Experiment, ExperimentError, make_experiment
 from zerofl.run.files import EXPERIMENT, SWEEP, ResultsError, write_atomically
 
-METRICS = ("test_accuracy", "best_test_accuracy", "validation_accuracy")
+METRICS = {
+    "test_accuracy": "final test accuracy",
+    "best_test_accuracy": "highest test accuracy",
+    "validation_accuracy": "final validation accuracy",
+}
+"""What the paper's accuracy may be compared with: a figure of the summary, and what it is in words."""
 PAPER_FIGURES = ("accuracy", "deviation", "size", "savings")
 
 
@@ -28,7 +33,7 @@ class Sweep(NamedTuple):
     """All rows of a file, and which figure of a run the paper reports: one of METRICS."""
 
     rows: list[Row]
-    metric: str
+    metric: str = "test_accuracy"
 
     def experiments(self) -> dict[str, Experiment]:
         """All experiments by their names, in the file's order."""
@@ -51,7 +56,7 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
         hint = "; TOML writes true and false, and texts in quotes" if "Invalid value" in str(error) else ""
         raise ExperimentError(f"{path}: not valid TOML: {error}{hint}") from error
     base, runs, seeds = document.pop("base", {}), document.pop("run", []), document.pop("seeds", None)
-    metric = document.pop("metric", METRICS[0])
+    metric = document.pop("metric", "test_accuracy")
     if isinstance(runs, dict):
         raise ExperimentError(f"{path}: [run] is one table, expected a list of them: write [[run]], also for one run")
     if isinstance(base, list):

@@ -83,22 +83,6 @@ class BatchNorm2d(torch.autograd.Function):
         )
 
 
-def batch_norm_of_batch(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    running: tuple[Tensor | None, Tensor | None],
-    momentum: float,
-    eps: float,
-    relu: bool,
-) -> Tensor:
-    """See `BatchNorm2d`."""
-    return BatchNorm2d.apply(  # type: ignore[no-any-return,no-untyped-call]
-        input, weight, bias, residual, running, momentum, eps, relu
-    )
-
-
 def batch_norm(
     input: Tensor,
     mean: Tensor,
@@ -132,14 +116,8 @@ def batch_norm(
 
 def _normalise(x: Tensor, residual: Tensor | None, **rest: Any) -> Tensor:
     """`_native.batch_norm` of x [C, H, W, N] and the arguments it has besides; the result is of x's shape."""
-    y = empty(x.shape)
-    native.batch_norm(
-        x=x,
-        residual=None if residual is None else batch_innermost(residual),
-        y=y,
-        threads=torch.get_num_threads(),
-        **rest,
-    )
+    y, residual = empty(x.shape), None if residual is None else batch_innermost(residual)
+    native.batch_norm(x=x, residual=residual, y=y, threads=torch.get_num_threads(), **rest)
     return y
 
 
@@ -164,8 +142,3 @@ class MaxPool2d(torch.autograd.Function):
         grad_x = empty(ctx.input_shape)
         native.max_pool_backward(batch_innermost(grad_output), place, ctx.size, grad_x, torch.get_num_threads())
         return batch_first(grad_x), None, None
-
-
-def max_pool2d(input: Tensor, size: int, relu: bool) -> Tensor:
-    """See `MaxPool2d`."""
-    return MaxPool2d.apply(input, size, relu)  # type: ignore[no-any-return,no-untyped-call]

@@ -98,8 +98,8 @@ class Conv2d(torch.autograd.Function):
 
     Returns output, input samples, both thresholds, and the number of active weights.
 
-    The samples are every stride-th position of the input, with a stride of 1 all of it. If a residual connection goes
-    on with them, their gradient is added where the convolution's is computed, without a pass over memory of its own.
+    The samples are every stride-th position of the input, with a stride of 1 all of it. If a residual connection takes
+    them, their gradient is added where the convolution's is computed, without a pass over memory of its own.
     """
 
     @staticmethod
@@ -117,15 +117,7 @@ class Conv2d(torch.autograd.Function):
         geometry = _geometry(tuple(x.shape), tuple(w.shape), *sizes)
         output = empty(geometry.output)
         packed = native.Convolution(
-            geometry,
-            x,
-            w,
-            _vector(bias),
-            output,
-            weight_choice,
-            input_choice,
-            for_grad_input,
-            torch.get_num_threads(),
+            geometry, x, w, _vector(bias), output, weight_choice, input_choice, for_grad_input, torch.get_num_threads()
         )
         ctx.packed, ctx.input_shape, ctx.weight, ctx.output_shape = packed, x.shape, weight, output.shape
         ctx.set_materialize_grads(False)

@@ -150,10 +150,11 @@ class TopKLayer:
             )
         return False
 
-    def _sparsity_repr(self) -> str:
+    def extra_repr(self) -> str:
+        """The dense layer's, and the sparsity."""
         return (
-            f"sparsity={self.sparsity}, activation_sparsity={self.activation_sparsity}, "
-            f"topk_period={self.topk_period}, backend={self.backend!r}"
+            f"{super().extra_repr()}, sparsity={self.sparsity}, "  # type: ignore[misc]
+            f"activation_sparsity={self.activation_sparsity}, topk_period={self.topk_period}, backend={self.backend!r}"
         )
 
 
@@ -209,10 +210,6 @@ class SparseConv2d(TopKLayer, nn.Conv2d):
         self._remember(chosen)
         return output, samples
 
-    def extra_repr(self) -> str:
-        """The dense layer's, and the sparsity."""
-        return f"{super().extra_repr()}, {self._sparsity_repr()}"  # type: ignore[no-untyped-call]
-
 
 class SparseLinear(TopKLayer, nn.Linear):
     """`nn.Linear` trained with SWAT. Made by `sparsify_`."""
@@ -235,10 +232,6 @@ class SparseLinear(TopKLayer, nn.Linear):
         output, chosen = kernels.linear(rows, self.weight, self.bias, *self._choices(rows))
         self._remember(chosen)
         return output.view(*input.shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        """The dense layer's, and the sparsity."""
-        return f"{super().extra_repr()}, {self._sparsity_repr()}"
 
 
 def _is_like(input: Any, weight: Tensor) -> bool:

@@ -74,7 +74,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
             running = self.running_mean, self.running_var
-        return dense_kernels.batch_norm_of_batch(
+        return dense_kernels.BatchNorm2d.apply(  # type: ignore[no-any-return,no-untyped-call]
             input, self.weight, self.bias, residual, running, momentum, self.eps, relu
         )
 
@@ -120,7 +120,7 @@ def _convolve(
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _max_pool(input: Tensor, size: int, relu: bool) -> Tensor:
-    return dense_kernels.max_pool2d(input, size, relu)
+    return dense_kernels.MaxPool2d.apply(input, size, relu)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def _pointwise(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int]) -> Tensor:

@@ -118,8 +118,6 @@ def sparsify_(
     names = [name for name in modules if name in set(names)]
     for name in names:
         layer = modules[name]
-        # Re-classing in place, as torch.nn.utils.parametrize does, keeps the module's identity: hooks, parameters held
-        # by an optimiser and modules used in two places all stay as they were.
         layer.__class__ = _SPARSE_CLASS[type(layer)]
         assert isinstance(layer, TopKLayer)
         layer.sparsity, layer.activation_sparsity, layer.topk_period = sparsity, activation_sparsity, topk_period

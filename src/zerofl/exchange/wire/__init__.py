@@ -6,15 +6,6 @@ from zerofl.exchange.wire.schema import Schema, TensorSpec, schema_of
 from zerofl.exchange.wire.values import VALUES
 
 __all__ = [
-    "POSITIONS",
-    "VALUES",
-    "Schema",
-    "TensorSpec",
-    "WireError",
-    "decode",
-    "decode_state",
-    "encode",
-    "encode_state",
-    "positions_size",
-    "schema_of",
-]
+    "POSITIONS", "VALUES", "Schema", "TensorSpec", "WireError", "decode", "decode_state", "encode", "encode_state",
+    "positions_size", "schema_of",
+]  # fmt: skip
