@@ -107,6 +107,12 @@ def test_any_published_version_is_complete_and_else_each_figure_is_named() -> No
     assert report("small", dataset, "", Published(versions)).differences == ("14 samples, published 2,000",)
 
 
+def test_data_that_nobody_published_are_not_called_published() -> None:
+    own = report("own", small(), "", Published(()))
+    assert (own.differences, own.remarks) == ((), ())
+    assert own.verdict == "usable; nothing was published to compare it with"
+
+
 def femnist_of(writers: int, samples: int, training: Callable[[int], int]) -> Dataset:
     """Images of no pixels by writers with 2 or more, of whom each trains with so many of his n."""
     others = np.random.default_rng(0).multinomial(samples - 9, [1 / (writers - 3)] * (writers - 3)).tolist()

@@ -246,3 +246,11 @@ def test_a_damaged_image_is_an_image_or_an_error_of_ours(changes: list[tuple[int
     length = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
     with contextlib.suppress(DatasetError):
         assert decode_image(bytes(damaged[:length]), "L", 28, "here").shape == (28, 28)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_an_image_of_more_than_8_bits_is_not_cut_off(dtype: type) -> None:
+    encoded = io.BytesIO()
+    Image.fromarray(np.full((28, 28), 300, dtype)).save(encoded, "tiff")
+    with pytest.raises(DatasetError, match=r"^here has more than 8 bits a channel; save it with 8$"):
+        decode_image(encoded.getvalue(), "L", 28, "here")

@@ -49,7 +49,8 @@ def test_a_new_uplink(cifar_root: Path, tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_new_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = extended("A data set", None, DATASETS, monkeypatch)
     names["test_fashion_reads_class_folders_in_order"](tmp_path / "data")
-    Image.new("L", (28, 28)).save(tmp_path / "data" / "test" / "coat" / "0.png")  # which the test has damaged
+    coat = (tmp_path / "data" / "test" / "Coat").rename(tmp_path / "data" / "test" / "coat")  # as the test has left it
+    Image.new("L", (28, 28)).save(coat / "0.png")  # which it has damaged
     experiment = experiment_of(tmp_path / "data", dataset="fashion", rounds=1, validate_every=0)
     assert summary_of(run(experiment, tmp_path / "run"))["rounds"] == 1
 

@@ -79,3 +79,14 @@ def test_a_tensor_of_another_type_or_shape_is_named(uplink: str, after: torch.Te
         ValueError, match=r"tensor 'w' came as torch.float32 \(2, 3\) and is torch\.float\d\d \(\d, 3\)"
     ):
         make_update(uplink, RECEIVED, TRAINED | {"w": after}, ["w"], 0.6, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_another_type_than_float32_is_named_with_the_fix(uplink: str, dtype: torch.dtype) -> None:
+    received, trained = (
+        {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+        for state in (RECEIVED, TRAINED)
+    )
+    with pytest.raises(ValueError, match=rf"tensor 'w' is {dtype}: only float32 can be sent; model.float\(\) makes it"):
+        make_update(uplink, received, trained, ["w"], 0.6, 0.1)

@@ -1,5 +1,7 @@
 """The whole method as a plain loop, with nothing of Flower: the model is that of `zerofl run`, to the bit."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,28 @@ def test_method_md_has_the_loop() -> None:
     beginning, end = LOOP.strip().split("{settings}")
     assert beginning in text
     assert end.replace("{{", "{").replace("}}", "}") in text
+
+
+def test_the_loop_on_own_data_learns() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
+    first, own = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
+    imports = "\n".join(line for line in first.splitlines() if line.startswith(("from ", "import ")))
+    seeded = "import torch\ntorch.manual_seed(1)\ntorch.set_num_threads(1)"
+    code = f"{seeded}\n{imports}\n{own}\nimport sys\nassert 'flwr' not in sys.modules\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    accuracies = [float(line.split()[-1].rstrip("%")) for line in done.stdout.splitlines()]
+    assert len(accuracies) == 3
+    assert accuracies[-1] > 25  # of ten classes
+
+
+def test_another_data_set_than_the_experiments_is_refused(cifar_root: Path) -> None:
+    experiment = experiment_of(cifar_root)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    state = initial_state(experiment, dataset)
+    other = dataclasses.replace(dataset, train=dataset.train.take(torch.arange(100)))
+    with pytest.raises(ValueError, match=r"has 100 training samples, and cifar10, which .* deals, 200; give that one"):
+        train_client(state.model, other, experiment, 1, 0)
 
 
 def test_the_order_of_answers_decides_nothing_but_rounding(cifar_root: Path) -> None:

@@ -79,8 +79,7 @@ def _data_check(options: argparse.Namespace, console: "Output", errors: "Output"
         console.print(f"note: {remark}")
     for difference in report.differences:
         console.print(f"not as published: {difference}")
-    verdict = "usable, but not the complete published data" if report.differences else "complete, as published"
-    console.print(f"{name}: {verdict}")
+    console.print(f"{name}: {report.verdict}")
     return 1 if report.differences else 0
 
 

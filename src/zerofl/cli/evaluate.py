@@ -24,8 +24,8 @@ def _evaluate(options: argparse.Namespace, console: "Output", errors: "Output") 
     from zerofl.run.evaluate import evaluate_run
 
     found = evaluate_run(options.directory, options.root)
-    console.print(f"with the top-k weights: accuracy {found.sparse_accuracy:.2%}, loss {found.sparse_loss:.4g}")
-    console.print(f"with all weights: accuracy {found.dense_accuracy:.2%}, loss {found.dense_loss:.4g}")
+    console.print(f"with the top-k weights: accuracy {found.sparse_accuracy:.2%}, test loss {found.sparse_loss:.4g}")
+    console.print(f"with all weights: accuracy {found.dense_accuracy:.2%}, test loss {found.dense_loss:.4g}")
     if found.other_data:
         console.print("note: the data are not those of the run, so its own figures are others")
     return 0

@@ -32,6 +32,14 @@ class Report:
     checksum: str
     differences: tuple[str, ...]
     remarks: tuple[str, ...]
+    is_published: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if not self.is_published:
+            return "usable; nothing was published to compare it with"
+        return "usable, but not the complete published data" if self.differences else "complete, as published"
 
 
 def check_dataset(name: str, root: str) -> Report:
@@ -54,12 +62,12 @@ def _stray(name: str, root: str) -> list[str]:
 
 def report(name: str, dataset: Dataset, checksum: str, published: Published) -> Report:
     """Compare a data set that has this checksum with what was published."""
-    differences, remarks = _differences(figures_of(dataset), published.figures), []
+    differences, remarks = _differences(figures_of(dataset), published.figures) if published.figures else [], []
     if differences and published.remedy:
         remarks.append(published.remedy)
-    if not published.checksum:
+    if published.figures and not published.checksum:
         remarks.append("there is no published checksum to compare with: only the counts were")
-    elif not differences and checksum != published.checksum:
+    elif published.checksum and not differences and checksum != published.checksum:
         if published.content and content_checksum(dataset) == published.content:
             remarks.append(
                 "every sample and its label are as published, but in another order than the original files have; "
@@ -79,6 +87,7 @@ def report(name: str, dataset: Dataset, checksum: str, published: Published) -> 
         checksum=checksum,
         differences=tuple(differences),
         remarks=tuple(remarks),
+        is_published=bool(published.figures),
     )
 
 

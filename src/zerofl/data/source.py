@@ -15,8 +15,9 @@ class Published:
     """The complete published data.
 
     `figures` are the counts of `figures_of` by which it is known, or the range that a count is in, for each version of
-    it that was published, the paper's first. `checksum` is that of `zerofl.data.dataset.checksum`, and `content` that
-    of `content_checksum`; "" where it is not known. `remedy` is how to get the complete data, where that needs a word.
+    it that was published, the paper's first; none of data that nobody published. `checksum` is that of
+    `zerofl.data.dataset.checksum`, and `content` that of `content_checksum`; "" where it is not known. `remedy` is how
+    to get the complete data, where that needs a word.
     """
 
     figures: tuple[Figures, ...]

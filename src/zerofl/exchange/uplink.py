@@ -56,7 +56,8 @@ def make_update(
     The names of a `tied` parameter get the same entries, one object for all of them: sparse if `sparse` has any.
 
     Raises:
-        ValueError: other names than were received, or a trained tensor of another type or shape; or as `tied`.
+        ValueError: other names than were received, a trained tensor of another type or shape, or one of another
+            floating-point type than float32; or as `tied`.
     """
     sends, ranks, adds = UPLINKS[uplink]
     if trained.keys() != received.keys():
@@ -67,6 +68,10 @@ def make_update(
             raise ValueError(
                 f"tensor {name!r} came as {before.dtype} {tuple(before.shape)} and is {after.dtype} "
                 f"{tuple(after.shape)} after training; give it back as it came"
+            )
+        if after.is_floating_point() and after.dtype != torch.float32:
+            raise ValueError(
+                f"tensor {name!r} is {after.dtype}: only float32 can be sent; model.float() makes it float32"
             )
     first_of = tied(received, trained)
     sparse = {first_of.get(name, name) for name in sparse}

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from zerofl.data import Dataset, Split, client_indices
+from zerofl.data import Dataset, Split, client_indices, load_dataset
 from zerofl.data.partition import held_out_count, validation_split
 from zerofl.exchange.update import State, Update
 from zerofl.exchange.uplink import make_update
@@ -36,11 +36,12 @@ def train_client(
 ) -> tuple[Update, ClientRecord]:
     """Algorithm 1, "ClientUpdate": what `client` sends back in `round` of the model it received, and what it did.
 
-    Args and errors as `train_locally`. The result is a function of the arguments alone, but for the times in the
-    record: a client keeps nothing from one round to the next.
+    `dataset` is the experiment's, whose partition deals it, and with the received state on `experiment.device`. The
+    result is a function of the arguments alone, but for the times in the record: a client keeps nothing from one round
+    to the next.
 
     Raises:
-        ValueError: as `make_update`.
+        ValueError: the data set has no training part, or is not the experiment's; or as `make_update`.
     """
     e = experiment
     trained, sparse, record = train_locally(received, dataset, e, round, client)
@@ -53,10 +54,17 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
     The model and the samples are on `experiment.device`; the received state is not changed.
 
     Raises:
-        ValueError: the data set has no training part.
+        ValueError: the data set has no training part, or is not the experiment's.
     """
     e = experiment
     mine, _ = samples_of(e, client)
+    dealt = len(load_dataset(e.dataset, e.root).train.labels)
+    if len(dataset.train.labels) != dealt:
+        raise ValueError(
+            f"the data set given has {len(dataset.train.labels)} training samples, and {e.dataset}, which the "
+            f"experiment's partition deals, {dealt}; give that one, or for data of your own write the loop as "
+            "docs/method.md does"
+        )
     samples = dataset.train.take(mine)
     with arithmetic(e.precision, e.device), _training(e, dataset) as train:
         clock = _cpu_clock(e)

@@ -62,8 +62,9 @@ def sparsify_(
         activation_sparsity: the same of the layer's input in the weight gradient; `sparsity` unless given.
         layers: qualified names of the layers to swap. Default: `model.sparse_layers` where the model names them (those
             of `zerofl.models` name the paper's), else every linear but the last and every convolution above 1x1 but the
-            first; in a model with depthwise convolutions not these but the 1x1 ones (`default_by_shape` has the rule);
-            and no layer whose weight another module uses. It warns if these have less than half of the parameters.
+            first; in a model with depthwise convolutions not these but the 1x1 ones (the rule is that of
+            `zerofl.sparse.default_layers`); and no layer whose weight another module uses. It warns if these have less
+            than half of the parameters.
         topk_period: forward passes in training between two computations of a layer's thresholds. Above 1 the sparsity
             drifts in between (see `realised_sparsity`), and gradient checkpointing is refused: a pass that the backward
             pass repeats could not have the thresholds of the first one.
