@@ -124,6 +124,8 @@ class Slot:
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):  # fmt: skip
                 step()
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             warnings.warn(f"a step cannot be recorded as a CUDA graph, and takes longer: {error}", stacklevel=2)
             return _Step(images, labels, step)
@@ -181,10 +183,14 @@ class _Slots:
             before = self._free_bytes()
             # Room for one, and for what the others still record for batches of other sizes.
             if self._free.empty() and self._made < most and (not self._made or before >= 3 * self._bytes_each):
-                made = Slot(self._experiment, self._dataset)
-                self._made += 1
-                self._bytes_each = max(self._bytes_each, before - self._free_bytes())
-                return made
+                try:
+                    made = Slot(self._experiment, self._dataset)
+                    self._made += 1
+                    self._bytes_each = max(self._bytes_each, before - self._free_bytes())
+                    return made
+                except torch.OutOfMemoryError:
+                    if not self._made:  # else those that are there do, in turn
+                        raise
         return self._free.get()
 
     def give_back(self, mine: Slot) -> None:
