@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -65,9 +65,9 @@ class Dataset:
         return (pixels - mean) / std
 
 
-@lru_cache(maxsize=16)
+@cache
 def _by_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Values [C, 1, 1] on a device; once, because a copy to a GPU waits for all that it is computing."""
+    """Values [C, 1, 1] on a device; once, as a copy to a GPU waits for all else, and kept, as a CUDA graph reads it."""
     return torch.tensor(values, device=device).view(-1, 1, 1)
 
 
