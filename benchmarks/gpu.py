@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -53,6 +54,7 @@ ROWS = [
 ]  # fmt: skip
 """The most informative first."""
 
+ROOT = Path(__file__).parents[1]
 TESTS = ["tests/sparse/test_cuda_select.py", "tests/sparse/test_swat.py", "tests/fl/test_compiled.py",
          "tests/exchange/test_update.py", "tests/run/test_killed.py"]  # fmt: skip
 EARLY_ROUNDS = 2
@@ -82,7 +84,7 @@ def main() -> int:
     runs = work / "runs"
     earlier = out / f"{PRESET}.zip"
     if earlier.exists() and not runs.exists():
-        zipfile.ZipFile(earlier).extractall(runs)
+        unpack_finished(earlier, runs)
     settings = [f"--set={setting}" for setting in (f"device={options.device}", "threads=1", *options.set)]
 
     name = torch.cuda.get_device_name() if options.device != "cpu" else "CPU"
@@ -104,33 +106,45 @@ def main() -> int:
         sections["round_leaf_cnn"] = lambda: a_round(
             work, "top-k-0.2-seed1", options.femnist, of_femnist, "table1-femnist"
         )
+    failed: dict[str, str] = {}
     for section, measure in sections.items():
         if section in figures:
             continue
         started = time.monotonic()
         print(f"{section} ...", flush=True)
-        figures[section] = measure()
+        try:
+            figures[section] = measure()
+        except Exception as error:  # whatever it is, the other parts and the rows have their turn
+            traceback.print_exc()
+            failed[section] = f"{type(error).__name__}: {error}"
+            continue
         print(
             f"{json.dumps(figures[section], indent=1)}\n{section} took {time.monotonic() - started:.0f} s", flush=True
         )
-        (out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write(out / "gpu.json", json.dumps(figures, indent=1).encode())
 
     for row in ROWS:
         if time.monotonic() < deadline and not finished(runs / row):
             command = [PRESET, "--only", row, "--root", str(root), "--out", str(runs), "--resume", *settings]
-            zerofl_run(command, deadline)
+            try:
+                zerofl_run(command, deadline)
+            except RuntimeError as error:
+                failed[row] = str(error)
         pack(runs, earlier)
     figures["rows"] = {row: row_figures(runs / row) for row in ROWS if (runs / row / ROUNDS).exists()}
-    (out / "gpu.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write(out / "gpu.json", json.dumps(figures, indent=1).encode())
     print_table(figures["rows"])
-    return 0
+    for part, reason in failed.items():
+        print(f"failed: {part}: {reason}")
+    return 1 if failed else 0
 
 
 def tests() -> str:
     """The last line of pytest's over the tests that a GPU is for."""
-    if not all(Path(path).exists() for path in TESTS):
+    if not all((ROOT / path).exists() for path in TESTS):
         return "not run: they are in the source tree"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-k", "gpu or cuda", *TESTS], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-k", "gpu or cuda", "--continue-on-collection-errors", *TESTS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return "; ".join([*failures, (done.stdout.strip().splitlines() or [done.stderr[-300:]])[-1]])
 
@@ -284,7 +298,7 @@ def zerofl_run(arguments: list[str], deadline: float | None = None) -> int:
                 deadline = None
             time.sleep(0.2)
     if process.returncode not in (0, 130):
-        raise SystemExit(f"zerofl run {' '.join(arguments)}: ended with status {process.returncode}")
+        raise RuntimeError(f"zerofl run {' '.join(arguments)}: ended with status {process.returncode}")
     return most
 
 
@@ -295,10 +309,25 @@ def finished(run: Path) -> bool:
 
 def pack(runs: Path, archive: Path) -> None:
     """Put the records of all runs into an archive, without weights and checkpoints."""
-    records = (EXPERIMENT, ROUNDS, CLIENTS, SUMMARY, SWEEP)
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+    records, packed = (EXPERIMENT, ROUNDS, CLIENTS, SUMMARY, SWEEP), io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
         for path in sorted(path for path in runs.rglob("*") if path.name in records):
-            packed.write(path, path.relative_to(runs))
+            file.write(path, path.relative_to(runs))
+    write(archive, packed.getvalue())
+
+
+def unpack_finished(archive: Path, runs: Path) -> None:
+    """Of an archive the runs that are finished: another one has no checkpoint there to go on from."""
+    with zipfile.ZipFile(archive) as file:
+        done = {str(Path(name).parent) for name in file.namelist() if Path(name).name == SUMMARY}
+        file.extractall(runs, [name for name in file.namelist() if str(Path(name).parent) in {*done, "."}])
+
+
+def write(path: Path, data: bytes) -> None:
+    """The whole file or nothing of it: the machine may be taken away at any time."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)
 
 
 def row_figures(run: Path) -> dict[str, Any]:
@@ -344,7 +373,7 @@ def unpacked(root: Path, work: Path) -> Path:
             )
             labels = np.load(io.BytesIO(packed[f"{part}_labels.npy"]))
             for name, x, y in zip(names, np.split(images, len(names)), np.split(labels, len(names)), strict=True):
-                (batches / name).write_bytes(pickle.dumps({b"data": x.reshape(len(x), -1), b"labels": y.tolist()}))
+                write(batches / name, pickle.dumps({b"data": x.reshape(len(x), -1), b"labels": y.tolist()}))
     return batches
 
 

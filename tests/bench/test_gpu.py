@@ -19,29 +19,32 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 TINY = ["width=4", "clients=5", "clients_per_round=3", "rounds=2", "batch_size=16", "evaluate_every=1"]
 
 
-def play(root: Path, out: Path, minutes: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def play(root: Path, out: Path, minutes: float, monkeypatch: pytest.MonkeyPatch, breaking: str = "") -> None:
     script = runpy.run_path(str(SCRIPT))
     of_main = script["main"].__globals__
     of_main["tests"] = lambda: "they are running"  # and would run this one
     of_main["ROWS"] = script["ROWS"][:2]
+    if breaking:
+        of_main[breaking] = lambda *_: 1 / 0
     settings = [f"--set={setting}" for setting in TINY]
     arguments = [f"--root={root}", f"--out={out}", f"--minutes={minutes}", "--device=cpu", *settings]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *arguments])
-    assert script["main"]() == 0
+    assert script["main"]() == (1 if breaking else 0)
 
 
 def test_all_parts_run_and_it_resumes(
     cifar_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    play(cifar_root, out, 0.0, monkeypatch)  # time for the first parts alone
+    play(cifar_root, out, 0.0, monkeypatch, "selection")  # time for the first parts alone, of which one fails
     first = json.loads((out / "gpu.json").read_text())
     assert first["rows"] == {}
+    assert "selection_ms" not in first
+    assert "failed: selection_ms: ZeroDivisionError" in capsys.readouterr().out
     assert set(first["step_ms"]) >= {f"{k}, {p}" for k in ("sparse", "dense") for p in ("float32", "tf32", "bfloat16")}
     assert 0 <= first["round_sparse"]["not_training_seconds"] < first["round_sparse"]["seconds"]
     assert 0 < first["gradient_error"]["float32"]["median"] < 1e-4
 
-    capsys.readouterr()
     play(cifar_root, out, 10.0, monkeypatch)
     figures: dict[str, Any] = json.loads((out / "gpu.json").read_text())
     printed = capsys.readouterr().out
@@ -57,14 +60,18 @@ def test_all_parts_run_and_it_resumes(
     assert main(["report", str(out / "table1-cifar10.zip"), "--out", str(tmp_path / "page.html")]) == 0
     assert "95-niid-swat" in (tmp_path / "page.md").read_text()
 
-    # On another machine, with the archive alone, nothing that is finished is run again.
+    # On another machine, with the archive alone, nothing that is finished is run again, and what is not begins anew.
     alone = tmp_path / "alone"
     alone.mkdir()
     for name in ("gpu.json", "table1-cifar10.zip"):
         (alone / name).write_bytes((out / name).read_bytes())
+    with zipfile.ZipFile(alone / "table1-cifar10.zip", "a") as packed:
+        packed.writestr("95-niid-diff-0.1-seed1/rounds.jsonl", "{}")
     capsys.readouterr()
     play(cifar_root, alone, 10.0, monkeypatch)
     assert not list((tmp_path / "alone-work").rglob("model.safetensors"))
+    assert not (tmp_path / "alone-work" / "runs" / "95-niid-diff-0.1-seed1").exists()
+    assert not [path for folder in (out, alone) for path in folder.iterdir() if path.suffix == ".part"]
 
 
 @pytest.mark.parametrize("as_zip", [False, True])

@@ -65,3 +65,16 @@ def test_another_precision_waits_and_the_same_does_not() -> None:
         order.append("outer")
     waiting.join()
     assert order == ["same", "outer", "tf32"]
+
+
+def test_another_precision_within_is_an_error_and_no_wait() -> None:
+    before = switches()
+    with arithmetic("float32", "cuda"):
+        with (
+            pytest.raises(RuntimeError, match=r"^precision = 'tf32' within a block of another"),
+            arithmetic("tf32", "cuda"),
+        ):
+            pass
+        with arithmetic("bfloat16", "cuda"):  # whose other products are float32's
+            pass
+    assert switches() == before

@@ -21,12 +21,17 @@ from zerofl.data import Dataset, Split
 from zerofl.data.augment import draw_places, shifted
 from zerofl.exchange.update import State
 from zerofl.experiment import Experiment
+from zerofl.fl.precision import arithmetic
 from zerofl.fl.train import TrainedModel, augmentation_of, empty_model, learning_rate
 from zerofl.rng import rng
 from zerofl.sparse.sparsify import sparse_layers
 
 GATHERED_BATCHES = 64
 """Of so many batches the images are gathered at once, which bounds the memory they take."""
+
+
+MOST_SLOTS = 32
+"""PyTorch has so many streams, which it gives in turn: one more slot would share another's, which may be recording."""
 
 
 class _Step(NamedTuple):
@@ -114,6 +119,10 @@ class Slot:
 
         if self._stream is None:
             return _Step(images, labels, step)
+        with arithmetic(self._experiment.precision, self._experiment.device):  # a graph keeps what it was recorded with
+            return self._graph(images, labels, step)
+
+    def _graph(self, images: Tensor, labels: Tensor, step: Callable[[], None]) -> _Step:
         for _ in range(2):  # what happens in a first step alone, such as compiling, cannot be recorded
             step()
         graph = torch.cuda.CUDAGraph()
@@ -182,7 +191,11 @@ class _Slots:
         with self._lock:
             before = self._free_bytes()
             # Room for one, and for what the others still record for batches of other sizes.
-            if self._free.empty() and self._made < most and (not self._made or before >= 3 * self._bytes_each):
+            if (
+                self._free.empty()
+                and self._made < min(most, MOST_SLOTS)
+                and (not self._made or before >= 3 * self._bytes_each)
+            ):
                 try:
                     made = Slot(self._experiment, self._dataset)
                     self._made += 1

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 _condition = threading.Condition()
-_users: list[bool] = []  # whether TF32 is allowed, for each block that is inside
+_users: list[tuple[int, bool]] = []  # of each block that is entered: its thread, and whether TF32 is allowed
 _before: list[tuple[Any, str, Any]] = []
 
 
@@ -24,23 +24,29 @@ def arithmetic(precision: str, device: str) -> Iterator[None]:
     TF32, in which a GPU rounds the factors of a float32 product to 10 bits, is allowed with "tf32" alone; PyTorch's own
     default allows it in convolutions. A CPU has no such switch, and nothing is done there. Blocks may be nested and
     entered by several threads; one with another `precision` waits until those inside have left.
+
+    Raises:
+        RuntimeError: this thread is in a block of another precision, for which it would wait for ever.
     """
     if device == "cpu":
         yield
         return
-    tf32 = precision == "tf32"
+    user = threading.get_ident(), precision == "tf32"
+    tf32 = user[1]
     with _condition:
-        _condition.wait_for(lambda: not _users or _users[0] == tf32)
+        if (user[0], not tf32) in _users:
+            raise RuntimeError(f"precision = {precision!r} within a block of another: leave that one first")
+        _condition.wait_for(lambda: not _users or _users[0][1] == tf32)
         if not _users:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS promises no determinism
             _before[:] = [(owner, name, getattr(owner, name)) for owner, name, _ in _switches(tf32)]
             _set(_switches(tf32))
-        _users.append(tf32)
+        _users.append(user)
     try:
         yield
     finally:
         with _condition:
-            _users.pop()
+            _users.remove(user)
             if not _users:
                 _set(_before)
                 _condition.notify_all()

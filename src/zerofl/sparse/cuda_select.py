@@ -106,10 +106,11 @@ def in_memory_order(x: Tensor) -> Tensor:
 def _kernels(device: torch.device, word: str) -> _Kernels:
     from cuda.core import Device
 
-    gpu = Device(device.index)
-    gpu.set_current()  # its primary context, which is PyTorch's
-    compiled = compile_kernels(f"sm_{gpu.arch}", word)
-    return _Kernels(*(compiled.get_kernel(name) for name in _Kernels._fields))
+    with torch.cuda.device(device):  # and the thread's own afterwards
+        gpu = Device(device.index)
+        gpu.set_current()  # its primary context, which is PyTorch's
+        compiled = compile_kernels(f"sm_{gpu.arch}", word)
+        return _Kernels(*(compiled.get_kernel(name) for name in _Kernels._fields))
 
 
 def compile_kernels(arch: str, word: str) -> Any:

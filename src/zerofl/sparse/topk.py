@@ -80,7 +80,7 @@ def active(x: Tensor, threshold: Tensor | float) -> Tensor:
 
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
     """`x` with its inactive entries set to zero."""
-    if cuda_select.takes(x) and threshold.dtype == x.dtype:
+    if cuda_select.takes(x) and (threshold.dtype, threshold.device) == (x.dtype, x.device):
         return cuda_select.keep_active(x, threshold)
     return torch.where(x.abs() < threshold, 0.0, x)
 
