@@ -119,7 +119,9 @@ class Slot:
 
         if self._stream is None:
             return _Step(images, labels, step)
-        with arithmetic(self._experiment.precision, self._experiment.device):  # a graph keeps what it was recorded with
+        # A graph keeps the arithmetic that it was recorded with. One thread at a time, the first steps too: what
+        # libraries do at their first use may wait for the whole device, which ends any recording on it.
+        with arithmetic(self._experiment.precision, self._experiment.device), _recording:
             return self._graph(images, labels, step)
 
     def _graph(self, images: Tensor, labels: Tensor, step: Callable[[], None]) -> _Step:
@@ -129,9 +131,7 @@ class Slot:
         try:
             # Other threads may allocate meanwhile. The slot's graphs never run at the same time and leave nothing in
             # their memory for each other, so they share it.
-            with _recording, torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):  # fmt: skip
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 step()
         except torch.OutOfMemoryError:
             raise
