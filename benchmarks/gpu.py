@@ -350,7 +350,8 @@ def print_table(rows: Mapping[str, Mapping[str, Any]]) -> None:
     print(f"\n{'row':<28}{'rounds':>7}{'accuracy %':>12}{'last five':>11}{'paper':>8}{'s a round':>11}{'MB up':>8}")
     for name, row in rows.items():
         paper = papers[name.rpartition("-seed")[0]].get("accuracy", float("nan"))
-        last, five = (100 * (row[key] or float("nan")) for key in ("test_accuracy", "mean_of_last_five"))
+        shown = (row["test_accuracy"], row["mean_of_last_five"])
+        last, five = (float("nan") if accuracy is None else 100 * accuracy for accuracy in shown)
         print(f"{name:<28}{row['rounds']:>7}{last:>12.2f}{five:>11.2f}{paper:>8.2f}{row['seconds_a_round']:>11.3f}"
               f"{row['uplink_mb_a_client']:>8.2f}")  # fmt: skip
 
