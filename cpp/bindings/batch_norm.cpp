@@ -7,7 +7,7 @@
 namespace zerofl {
 namespace {
 
-int64_t channels_of(const ConstFloats<4>& x) {
+int64_t channels_of(const Stored& x) {
   if (x.size() == 0) throw nb::value_error("expected a tensor with entries");
   return x.shape(0);
 }
@@ -18,7 +18,7 @@ void bind_batch_norm(nb::module_& m) {
   const auto release = nb::call_guard<nb::gil_scoped_release>();
   m.def(
       "batch_norm",
-      [](ConstFloats<4> x, bool of_batch, Floats<1> mean, Floats<1> variance, std::optional<Floats<1>> running_mean,
+      [](Stored x, bool of_batch, Floats<1> mean, Floats<1> variance, std::optional<Floats<1>> running_mean,
          std::optional<Floats<1>> running_variance, float momentum, float epsilon, std::optional<ConstFloats<1>> weight,
          std::optional<ConstFloats<1>> bias, std::optional<ConstFloats<4>> residual, bool relu, Floats<4> y,
          std::optional<Bytes> positive, int threads) {
@@ -36,7 +36,7 @@ void bind_batch_norm(nb::module_& m) {
         if (residual) expect(*residual, shape, "residual");
         if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
         const Stopwatch stopwatch(NORMALISATION);
-        batch_norm(*kernels, threads, x.data(), static_cast<int>(channels), count, of_batch, mean.data(),
+        batch_norm(*kernels, threads, x.data(), x.storage, static_cast<int>(channels), count, of_batch, mean.data(),
                    variance.data(), pointer(running_mean), pointer(running_variance), momentum, epsilon,
                    pointer(weight), pointer(bias), pointer(residual), relu, y.data(), pointer(positive));
       },
@@ -45,7 +45,7 @@ void bind_batch_norm(nb::module_& m) {
       "threads"_a, release);
   m.def(
       "batch_norm_backward",
-      [](ConstFloats<4> grad_y, ConstFloats<4> x, std::optional<ConstBytes> positive, ConstFloats<1> mean,
+      [](ConstFloats<4> grad_y, Stored x, std::optional<ConstBytes> positive, ConstFloats<1> mean,
          ConstFloats<1> variance, float epsilon, std::optional<ConstFloats<1>> weight, Floats<4> grad_x,
          Floats<1> grad_weight, Floats<1> grad_bias, std::optional<Floats<4>> grad_residual, int threads) {
         const int64_t channels = channels_of(x), count = x.size() / channels;
@@ -59,9 +59,9 @@ void bind_batch_norm(nb::module_& m) {
         if (grad_residual) expect(*grad_residual, shape, "grad_residual");
         if (positive) expect(*positive, {channels, (count + 7) / 8}, "positive");
         const Stopwatch stopwatch(NORMALISATION);
-        batch_norm_backward(*kernels, threads, grad_y.data(), x.data(), pointer(positive), static_cast<int>(channels),
-                            count, mean.data(), variance.data(), epsilon, pointer(weight), grad_x.data(),
-                            grad_weight.data(), grad_bias.data(), pointer(grad_residual));
+        batch_norm_backward(*kernels, threads, grad_y.data(), x.data(), x.storage, pointer(positive),
+                            static_cast<int>(channels), count, mean.data(), variance.data(), epsilon, pointer(weight),
+                            grad_x.data(), grad_weight.data(), grad_bias.data(), pointer(grad_residual));
       },
       "grad_y"_a, "x"_a, "positive"_a.none(), "mean"_a, "variance"_a, "epsilon"_a, "weight"_a.none(), "grad_x"_a,
       "grad_weight"_a, "grad_bias"_a, "grad_residual"_a.none(), "threads"_a, release);

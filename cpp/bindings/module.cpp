@@ -23,7 +23,8 @@ std::vector<const Kernels*> supported() {
   std::vector<const Kernels*> sets = {&kernels_baseline};
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi"))
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+      __builtin_cpu_supports("f16c"))
     sets.push_back(&kernels_avx2);
   if (sets.size() == 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
@@ -85,6 +86,7 @@ NB_MODULE(_native, m) {
   bind_convolution(m);
   bind_linear(m);
   bind_batch_norm(m);
+  bind_conv_norm(m);
   bind_pooling(m);
   bind_codec(m);
 }

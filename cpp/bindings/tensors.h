@@ -17,12 +17,14 @@ namespace zerofl {
 namespace nb = nanobind;
 using namespace nb::literals;
 
-// A torch tensor on the CPU: contiguous, of this type and number of dimensions (any, if 0).
+// A torch tensor on the CPU: contiguous, of this type (void: float32 or 16 bits wide) and number of dimensions (any, if 0).
 template <class T, int Dimensions>
 struct Tensor {
   T* memory = nullptr;
   int dimensions = 0;
   int64_t sizes[4] = {};
+
+  Storage storage = FLOAT32;  // of numbers whose type is not said
 
   T* data() const { return memory; }
   int64_t shape(int i) const { return sizes[i]; }
@@ -35,13 +37,14 @@ struct Tensor {
 
 // torch's types of the numbers, and the names of what is asked of every tensor; looked up once.
 struct Torch {
-  nb::object tensor, float32, uint8;
+  nb::object tensor, float32, float16, bfloat16, uint8;
   nb::object dtype = nb::str("dtype"), is_cpu = nb::str("is_cpu"), is_contiguous = nb::str("is_contiguous"),
              shape = nb::str("shape"), data_ptr = nb::str("data_ptr");
 
   Torch() {
     const nb::module_ torch = nb::module_::import_("torch");
-    tensor = torch.attr("Tensor"), float32 = torch.attr("float32"), uint8 = torch.attr("uint8");
+    tensor = torch.attr("Tensor"), float32 = torch.attr("float32"), float16 = torch.attr("float16"),
+    bfloat16 = torch.attr("bfloat16"), uint8 = torch.attr("uint8");
   }
 };
 
@@ -64,9 +67,14 @@ struct type_caster<zerofl::Tensor<T, Dimensions>> {
     try {
       const zerofl::Torch& names = zerofl::torch();
       if (!isinstance(source, names.tensor)) return false;
-      const handle dtype = std::is_same_v<std::remove_const_t<T>, float> ? names.float32 : names.uint8;
-      if (!getattr(source, names.dtype).is(dtype) || !cast<bool>(getattr(source, names.is_cpu)) ||
-          !cast<bool>(getattr(source, names.is_contiguous)()))
+      const object dtype = getattr(source, names.dtype);
+      if (std::is_void_v<std::remove_const_t<T>>)
+        value.storage = dtype.is(names.float16)    ? zerofl::FLOAT16
+                        : dtype.is(names.bfloat16) ? zerofl::BFLOAT16
+                                                   : zerofl::FLOAT32;
+      const bool is_float = !std::is_same_v<std::remove_const_t<T>, uint8_t>;
+      if (!(value.storage != zerofl::FLOAT32 || dtype.is(is_float ? names.float32 : names.uint8)) ||
+          !cast<bool>(getattr(source, names.is_cpu)) || !cast<bool>(getattr(source, names.is_contiguous)()))
         return false;
       const object shape = getattr(source, names.shape);
       value.dimensions = static_cast<int>(len(shape));
@@ -89,6 +97,8 @@ template <int Dimensions>
 using Floats = Tensor<float, Dimensions>;
 template <int Dimensions>
 using ConstFloats = Tensor<const float, Dimensions>;
+// float32, float16 or bfloat16
+using Stored = Tensor<const void, 4>;
 using AnyFloats = Tensor<const float, 0>;
 using Bytes = Tensor<uint8_t, 0>;
 using ConstBytes = Tensor<const uint8_t, 0>;
@@ -117,6 +127,7 @@ extern const Kernels* kernels;
 void bind_convolution(nb::module_& m);
 void bind_linear(nb::module_& m);
 void bind_batch_norm(nb::module_& m);
+void bind_conv_norm(nb::module_& m);
 void bind_pooling(nb::module_& m);
 void bind_codec(nb::module_& m);
 

@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "storage.h"
 
 namespace zerofl::ISA {
 namespace {
@@ -22,11 +23,10 @@ INLINE VecInt positive_lanes(const uint8_t* positive, int64_t i) {
 
 INLINE bool is_positive(const uint8_t* positive, int64_t i) { return positive[i / 8] >> (i % 8) & 1; }
 
-}  // namespace
-
 // The corrected two-pass algorithm (Chan, Golub and LeVeque 1983): the first pass's mean is off by the rounding of its
 // float32 sums, and the second finds by how much. Without that a channel of equal numbers would have a spread.
-void batch_norm_statistics(const float* x, int64_t count, float* mean, float* variance) {
+template <class T>
+void statistics(const T* x, int64_t count, float* mean, float* variance) {
   double total = 0;
   for (int64_t begin = 0; begin < count; begin += STRETCH) {
     const int64_t end = begin + STRETCH < count ? begin + STRETCH : count;
@@ -38,7 +38,7 @@ void batch_norm_statistics(const float* x, int64_t count, float* mean, float* va
         sums[c] += load(x + i + c * LANES);
       }
     for (int c = 0; c < CHAINS; ++c) total += sum(sums[c]);
-    for (; i < end; ++i) total += x[i];
+    for (; i < end; ++i) total += load_one(x + i);
   }
   const float center = (float)(total / count);
   double squares = 0, rest = 0;
@@ -54,7 +54,7 @@ void batch_norm_statistics(const float* x, int64_t count, float* mean, float* va
       }
     for (int c = 0; c < CHAINS; ++c) squares += sum(sums[c]), rest += sum(rests[c]);
     for (; i < end; ++i) {
-      const double d = x[i] - center;
+      const double d = load_one(x + i) - center;
       squares += d * d, rest += d;
     }
   }
@@ -62,8 +62,6 @@ void batch_norm_statistics(const float* x, int64_t count, float* mean, float* va
   *mean = (float)(center + correction);
   *variance = (float)(rounded < 0 ? 0 : rounded);  // keeps NaN
 }
-
-namespace {
 
 template <bool STREAM>
 INLINE void put(float* p, Vec v) {
@@ -73,9 +71,9 @@ INLINE void put(float* p, Vec v) {
     store(p, v);
 }
 
-template <bool STREAM>
-void apply(const float* x, const float* residual, int64_t count, float scale, float mean, float shift, bool relu,
-           float* y, uint8_t* positive) {
+template <bool STREAM, class T>
+void apply(const T* x, const float* residual, int64_t count, float scale, float mean, float shift, bool relu, float* y,
+           uint8_t* positive) {
   int64_t i = 0;
   if (positive) memset(positive, 0, (count + 7) / 8);
   for (; i + LANES <= count; i += LANES) {
@@ -89,7 +87,7 @@ void apply(const float* x, const float* residual, int64_t count, float scale, fl
     }
   }
   for (; i < count; ++i) {
-    float v = (x[i] - mean) * scale + shift;
+    float v = (load_one(x + i) - mean) * scale + shift;
     if (residual) v += residual[i];
     if (relu) v = v < 0 ? 0 : v;
     y[i] = v;
@@ -98,8 +96,8 @@ void apply(const float* x, const float* residual, int64_t count, float scale, fl
   if (STREAM) fence();
 }
 
-template <bool STREAM>
-void gradient(const float* grad_y, const float* x, const uint8_t* positive, int64_t count, float mean, float scale,
+template <bool STREAM, class T>
+void gradient(const float* grad_y, const T* x, const uint8_t* positive, int64_t count, float mean, float scale,
               float slope, float shift, float* grad_x, float* grad_residual) {
   int64_t i = 0;
   for (; i + LANES <= count; i += LANES) {
@@ -110,28 +108,15 @@ void gradient(const float* grad_y, const float* x, const uint8_t* positive, int6
   }
   for (; i < count; ++i) {
     const float g = positive && !is_positive(positive, i) ? 0.0f : grad_y[i];
-    grad_x[i] = g * scale + ((x[i] - mean) * slope + shift);
+    grad_x[i] = g * scale + ((load_one(x + i) - mean) * slope + shift);
     if (grad_residual) grad_residual[i] = g;
   }
   if (STREAM) fence();
 }
 
-}  // namespace
-
-void batch_norm_apply(const float* x, const float* residual, int64_t count, float scale, float mean, float shift,
-                      bool relu, bool large, float* y, uint8_t* positive) {
-  (large && is_aligned(y) ? apply<true> : apply<false>)(x, residual, count, scale, mean, shift, relu, y, positive);
-}
-
-void batch_norm_gradient(const float* grad_y, const float* x, const uint8_t* positive, int64_t count, float mean,
-                         float scale, float slope, float shift, bool large, float* grad_x, float* grad_residual) {
-  const bool streams = large && is_aligned(grad_x) && (!grad_residual || is_aligned(grad_residual));
-  (streams ? gradient<true> : gradient<false>)(grad_y, x, positive, count, mean, scale, slope, shift, grad_x,
-                                               grad_residual);
-}
-
-void batch_norm_sums(const float* grad_y, const float* x, const uint8_t* positive, int64_t count, float mean,
-                     float* sum_, float* dot) {
+template <class T>
+void sums(const float* grad_y, const T* x, const uint8_t* positive, int64_t count, float mean, float* sum_,
+          float* dot) {
   double total = 0, product = 0;
   for (int64_t begin = 0; begin < count; begin += STRETCH) {
     const int64_t end = begin + STRETCH < count ? begin + STRETCH : count;
@@ -149,11 +134,44 @@ void batch_norm_sums(const float* grad_y, const float* x, const uint8_t* positiv
     for (int c = 0; c < CHAINS; ++c) total += sum(totals[c]), product += sum(products[c]);
     for (; i < end; ++i) {
       const float g = positive && !is_positive(positive, i) ? 0.0f : grad_y[i];
-      total += g, product += g * (x[i] - mean);
+      total += g, product += g * (load_one(x + i) - mean);
     }
   }
   *sum_ = (float)total;
   *dot = (float)product;
+}
+
+}  // namespace
+
+void batch_norm_statistics(const void* x, Storage storage, int64_t count, float* mean, float* variance) {
+  with_type(x, storage, [&](auto x) { statistics(x, count, mean, variance); });
+}
+
+void batch_norm_apply(const void* x, Storage storage, const float* residual, int64_t count, float scale, float mean,
+                      float shift, bool relu, bool large, float* y, uint8_t* positive) {
+  with_type(x, storage, [&](auto x) {
+    if (large && is_aligned(y))
+      apply<true>(x, residual, count, scale, mean, shift, relu, y, positive);
+    else
+      apply<false>(x, residual, count, scale, mean, shift, relu, y, positive);
+  });
+}
+
+void batch_norm_sums(const float* grad_y, const void* x, Storage storage, const uint8_t* positive, int64_t count,
+                     float mean, float* sum, float* dot) {
+  with_type(x, storage, [&](auto x) { sums(grad_y, x, positive, count, mean, sum, dot); });
+}
+
+void batch_norm_gradient(const float* grad_y, const void* x, Storage storage, const uint8_t* positive, int64_t count,
+                         float mean, float scale, float slope, float shift, bool large, float* grad_x,
+                         float* grad_residual) {
+  const bool streams = large && is_aligned(grad_x) && (!grad_residual || is_aligned(grad_residual));
+  with_type(x, storage, [&](auto x) {
+    if (streams)
+      gradient<true>(grad_y, x, positive, count, mean, scale, slope, shift, grad_x, grad_residual);
+    else
+      gradient<false>(grad_y, x, positive, count, mean, scale, slope, shift, grad_x, grad_residual);
+  });
 }
 
 }  // namespace zerofl::ISA

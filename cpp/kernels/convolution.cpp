@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 #include "simd.h"
+#include "storage.h"
 
 namespace zerofl::ISA {
 namespace {
@@ -122,14 +123,23 @@ INLINE void for_pieces(const PackedConvolution& c, int64_t begin, const Copy& co
   for (int i = 0; i < count;) {
     const int64_t position = (begin + i) / c.batch, image = (begin + i) % c.batch;
     const int stretch = c.batch - image < count - i ? (int)(c.batch - image) : count - i;
-    copy((position * c.full_col_step + c.full_col0) * c.batch + image, i, stretch * sizeof(float));
+    copy((position * c.full_col_step + c.full_col0) * c.batch + image, i, stretch);
     i += stretch;
   }
 }
 
+// A tile to where it belongs in a row of the output, in 16 bits.
+template <class T>
+INLINE void put_rounded(const PackedConvolution& c, int64_t begin, const float* tile, T* row) {
+  if (c.full_col_step == 1 && c.full_col0 == 0)
+    store_row(row + begin, tile, c.tile_count(begin));
+  else
+    for_pieces(c, begin, [&](int64_t i, int j, int count) { store_row(row + i, tile + j, count); });
+}
+
 }  // namespace
 
-void convolve(const PackedConvolution& c, const float* input, const float* bias, const float* addend, float* output,
+void convolve(const PackedConvolution& c, const float* input, const float* bias, const float* addend, void* output,
               int strip, int row_begin, int row_end, int group, float* window, float* sums) {
   const int first = group * c.group;
   const int channels = c.out_channels - first < c.group ? c.out_channels - first : c.group;
@@ -165,12 +175,15 @@ void convolve(const PackedConvolution& c, const float* input, const float* bias,
         const int64_t begin = ((int64_t)strip * c.strip + tile) * TILE;
         // Whole vectors go straight to where they belong in a row of the output.
         int64_t places[VECTORS] = {};
-        const bool direct = block + 1 == blocks && vector_places(c, begin, places);
+        const bool last = block + 1 == blocks;
+        const bool direct = last && c.storage == FLOAT32 && vector_places(c, begin, places);
+        alignas(64) float rounded_soon[TILE];
         const int count = c.tile_count(begin);
         for (int i = 0; i < channels; ++i) {
           const int channel = order[i];
           float* sum = tile_sums + (int64_t)(channel - first) * TILE;
-          float* to = output + row + channel * c.full_height * full_row;
+          const int64_t at = row + channel * c.full_height * full_row;
+          float* to = static_cast<float*>(output) + at;
           const float* from = block ? sum : nullptr;
           if (!block && addend) {
             const int64_t addend_row = (int64_t)c.out_width * c.batch, addend_at = y * addend_row + begin;
@@ -188,12 +201,20 @@ void convolve(const PackedConvolution& c, const float* input, const float* bias,
           if (direct)
             multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, c.large && is_aligned(to),
                          to, places);
+          else if (last && c.storage != FLOAT32)
+            multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, false, rounded_soon,
+                         IN_ORDER.at);
           else
             multiply_add(c.entries + starts[i], c.entries + starts[i + 1], here, from, start, false, sum, IN_ORDER.at);
           for (++lists_done; fetched * lists < lists_done * in_channels; ++fetched)
             prefetch_channel(c, input, strip, packed_end, channel_begin + fetched);
-          if (block + 1 == blocks && !direct)
-            for_pieces(c, begin, [&](int64_t i, int j, size_t bytes) { memcpy(to + i, sum + j, bytes); });
+          if (!last || direct) continue;
+          if (c.storage == FLOAT32)
+            for_pieces(c, begin, [&](int64_t i, int j, int count) { memcpy(to + i, sum + j, count * sizeof(float)); });
+          else if (c.storage == FLOAT16)
+            put_rounded(c, begin, rounded_soon, static_cast<Float16*>(output) + at);
+          else
+            put_rounded(c, begin, rounded_soon, static_cast<Bfloat16*>(output) + at);
         }
       }
     }

@@ -15,6 +15,10 @@ struct Entry {
   uint32_t offset;
 };
 
+// How a convolution's output is stored until its normalisation, which reads it, has been differentiated.
+enum Storage : int { FLOAT32, FLOAT16, BFLOAT16 };
+[[gnu::always_inline]] inline int64_t bytes_of(Storage storage) { return storage == FLOAT32 ? 4 : 2; }
+
 constexpr int TILE = 64;  // floats of an output row that are computed together, and stay in registers
 
 // A convolution with packed weights, of which grad_input is one too (of the output gradient, one for each phase of the
@@ -34,6 +38,7 @@ struct PackedConvolution {
   int block, strip, strip_floats, tile_floats, column_floats;
   int rows;  // output rows in a sweep down a strip
   bool large;  // whether the output will not stay in the caches
+  Storage storage;  // of the output
 
   // Non-zeros by group of output channels, block of input channels, and output channel. Within a group and block the
   // channels are in the order of their number of non-zeros, so that the loop over them runs equally long many times and

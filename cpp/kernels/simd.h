@@ -55,7 +55,7 @@ static inline __attribute__((always_inline)) T* in_register(T* p) {
 }
 
 // Ask for what a scan reads a little later; the processor's own guess stops at each page.
-INLINE void prefetch_ahead(const float* p) { __builtin_prefetch(p + 1024 / sizeof(float) * 2); }
+INLINE void prefetch_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 2048); }
 
 // The same value, which the compiler does not join with the next addition to an operation that rounds once.
 template <class T>

@@ -88,13 +88,14 @@ void Lists::lay_out(int multiple, std::vector<int32_t>& counts) {
 }
 
 void Lists::run(const Kernels& kernels, int threads, const float* input, const float* bias, const float* addend,
-                float* output) const {
+                void* output, Storage storage) const {
   std::vector<PackedConvolution> convolutions = phases;
   std::vector<int64_t> ends;
   for (size_t phase = 0; phase < phases.size(); ++phase) {
     PackedConvolution& c = convolutions[phase];
     c.entries = entries.data(), c.starts = starts.data() + phase * per_phase();
     c.order = order.data() + phase * per_phase();
+    c.storage = storage;
     ends.push_back((phase ? ends.back() : 0) + int64_t{c.strips()} * ceil_div(c.out_height, c.rows) * c.groups());
   }
   parallel(threads, ends.back(), [&](int64_t item) {

@@ -20,7 +20,7 @@ struct Lists {
   // list and channel, become the places where their entries begin.
   void lay_out(int multiple, std::vector<int32_t>& counts);
   void run(const Kernels& kernels, int threads, const float* input, const float* bias, const float* addend,
-           float* output) const;
+           void* output, Storage storage = FLOAT32) const;
 };
 
 // Choose how the work on these convolutions is cut, so that what is read again and again stays in a cache.

@@ -133,6 +133,53 @@ class Linear:
     ) -> None:
         """Makes the gradients that are given, or takes the step of `sgd`."""
 
+class ConvNorm:
+    """relu(norm(convolution) + residual) of one training step; `storage` 0, 1, 2: float32, float16, bfloat16.
+
+    It keeps what the norm reads, and the active entries, for the backward pass.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        input: Tensor,
+        weight: Tensor,
+        weight_choice: TopK | AtLeast,
+        input_choice: TopK | AtLeast | None,
+        for_grad_input: bool,
+        running_mean: Tensor | None,
+        running_variance: Tensor | None,
+        momentum: float,
+        epsilon: float,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        residual: Tensor | None,
+        relu: bool,
+        storage: int,
+        y: Tensor,
+        threads: int,
+    ) -> None: ...
+    @property
+    def weight_threshold(self) -> float: ...
+    @property
+    def active_weights(self) -> int: ...
+    @property
+    def input_threshold(self) -> float | None: ...
+    def backward(
+        self,
+        grad_y: Tensor,
+        norm_weight: Tensor | None,
+        addend: Tensor | None,
+        grad_input: Tensor | None,
+        grad_weight: Tensor | None,
+        grad_norm_weight: Tensor,
+        grad_norm_bias: Tensor,
+        grad_residual: Tensor | None,
+        threads: int,
+        sgd: Sgd | None = None,
+    ) -> None:
+        """Makes the gradients that are given, or takes the step of `sgd`."""
+
 def batch_norm(
     x: Tensor,
     of_batch: bool,

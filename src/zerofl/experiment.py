@@ -15,6 +15,7 @@ from zerofl.errors import ZeroFLError
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
+from zerofl.sparse.layout import STORAGE
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -72,7 +73,8 @@ class Experiment:
     own default.
 
     SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
-    training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds.
+    training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds; `storage` of
+    what a sparse model's batch normalisation reads in training, float32 or in 16 bits float16 or bfloat16.
 
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops
     images, and mirrors those of CIFAR-10; the learning rate decays exponentially from `lr_start` to `lr_end` over the
@@ -120,6 +122,7 @@ class Experiment:
     sparsity: float = _key(0.95, _FRACTION)
     activation_sparsity: float | None = _key(None, _FRACTION)
     topk_period: int = _key(1, _COUNT)
+    storage: str = _key("float32", _one_of(STORAGE))
 
     epochs: int = _key(1, _COUNT)
     batch_size: int = _key(32, _COUNT)
@@ -169,6 +172,8 @@ class Experiment:
         for field in dataclasses.fields(self):
             rule = field.metadata["rule"]
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
+        stores = self.model == "resnet18" and bool(self.sparsity or self.activation_sparsity)
+        self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
         for key, most in (("clients_per_round", "clients"), ("min_replies", "clients_per_round")):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zerofl.sparse.blocks import fork, norm_relu, relu_pool
+from zerofl.sparse.blocks import conv_norm_relu, fork, relu_pool
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
 
@@ -28,9 +28,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in, H, W] -> [N, out, H / stride, W / stride]."""
-        out, residual = fork(self.conv1, self.shortcut, x)
-        out = norm_relu(self.bn1, out)
-        return norm_relu(self.bn2, self.conv2(out), residual)
+        out, residual = fork(self.conv1, self.bn1, self.shortcut, x)
+        return conv_norm_relu(self.conv2, self.bn2, out, residual)
 
 
 class ResNet18(nn.Module):
@@ -57,7 +56,7 @@ class ResNet18(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, 32, 32] -> logits [N, classes]."""
-        x = norm_relu(self.bn1, self.conv1(x))
+        x = conv_norm_relu(self.conv1, self.bn1, x)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.bench.process import in_own_process
-from zerofl.bench.workload import Step, Workload, alike_layers, make_step, sparseprop_runs
+from zerofl.bench.workload import Step, Workload, alike_layers, has_normalisation, make_step, sparseprop_runs
 from zerofl.errors import ZeroFLError
 from zerofl.run.console import Table
 from zerofl.run.origin import origin
 from zerofl.sparse import dispatch
+from zerofl.sparse.layers import Backend
 from zerofl.sparse.sparsify import sparse_layers
 
 # What keeps PyTorch, oneDNN and MKL to an instruction set, and ours.
@@ -34,6 +35,8 @@ ISAS = {
 }
 SECONDS, LEAST_ROUNDS = 12, 7  # of alternating steps
 TOLERANCE = 1e-4  # of the largest entry; what is measured is some 1e-6
+# Of the output where 16 bits are stored: a difference in the last bit of float32 may round to the next 16-bit number.
+STORED_TOLERANCE = {"float32": TOLERANCE, "float16": 5e-3, "bfloat16": 4e-2}
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -51,15 +54,22 @@ def bench_step(
     isa: str | None,
     note: Callable[[str], None],
     layers: bool = False,
+    storage: str = "float32",
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Time training steps (forward, loss, backward, SGD) of a dense model and its sparse ones, one after the other.
+
+    Dense is the faster of PyTorch's layouts, channels_last and contiguous; with `compiled` the faster of them is timed
+    under torch.compile too, and where the processor multiplies bfloat16 in tiles (AMX) in bfloat16 autocast, which is
+    another precision than ours. `storage` is that of `zerofl.sparsify_`.
 
     The sparse model is compared with the reference first. `isa` keeps both to an instruction set. `note` gets a line
     for each step. With `layers` each sparse layer is measured by itself, forward and backward, one of each shape.
 
     Returns:
         the machine, the settings and `rows`, one for each sparsity, with the medians `dense_seconds` and
-        `sparse_seconds`, their ratio `speedup`, the most memory that a step takes beyond the model's own
+        `sparse_seconds`, their ratio `speedup`, `compiled_seconds` and `bfloat16_seconds` (None where not timed), the
+        `layout_seconds` of a first look at both layouts, the most memory that a step takes beyond the model's own
         (`dense_peak_bytes`, `sparse_peak_bytes`; None where the system does not tell), the seconds of the sparse step
         by part, "optimiser" and "other" (`breakdown`), and the largest deviations from the reference relative to the
         largest entry (`output_error`, `gradient_error`). Of layers also which `layers` are alike, and
@@ -71,16 +81,18 @@ def bench_step(
     """
     if dispatch.UNAVAILABLE:
         raise BenchError(f"the native kernels are not installed ({dispatch.UNAVAILABLE}); there is nothing to measure")
+    if storage != "float32" and not has_normalisation(model):
+        raise BenchError(f"storage {storage}: it is of what batch normalisation reads, and {model} has none")
     rows = []
     names = [alike[0] for alike in alike_layers(model, batch_size)] if layers else [""]
     for workload in (Workload(model, batch_size, name) for name in names):
         what = " ".join(filter(None, (model, workload.layer)))
         note(f"{what}: checking and timing, batch {batch_size}")
-        timed = _in_own_process(isa, _measure, workload, sparsities, threads)
+        timed = _in_own_process(isa, _measure, workload, sparsities, threads, storage, compiled)
         note(f"{what}: peak memory")
         dense_peak_bytes = _in_own_process(isa, _peak_bytes, workload, None, threads)
         for row in timed:
-            sparse_peak_bytes = _in_own_process(isa, _peak_bytes, workload, row["sparsity"], threads)
+            sparse_peak_bytes = _in_own_process(isa, _peak_bytes, workload, row["sparsity"], threads, storage)
             rows.append(row | {"dense_peak_bytes": dense_peak_bytes, "sparse_peak_bytes": sparse_peak_bytes})
     return {
         **origin(),
@@ -88,6 +100,7 @@ def bench_step(
         "threads": threads,
         "model": model,
         "batch_size": batch_size,
+        "storage": storage,
         "rows": rows,
     }
 
@@ -95,7 +108,9 @@ def bench_step(
 def step_table(result: dict[str, Any]) -> Table:
     """The rows for reading, in milliseconds and MB of 10^6 bytes."""
     of_layers = "layers" in result["rows"][0]
+    others = [key for key in ("compiled", "bfloat16") if result["rows"][0][f"{key}_seconds"] is not None]
     columns = [*(["layer"] if of_layers else []), "sparsity", "speed-up", "dense ms", "sparse ms",
+               *(f"dense {key} ms" for key in others),
                *(["SparseProp ms", "times"] if of_layers else []), "dense MB", "sparse MB",
                *(part.replace("_", " ") for part in result["rows"][0]["breakdown"])]  # fmt: skip
     rows = [
@@ -104,6 +119,7 @@ def step_table(result: dict[str, Any]) -> Table:
             f"{row['sparsity']:.0%}",
             f"{row['speedup']:.2f}",
             *(f"{row[key] * 1e3:.1f}" for key in ("dense_seconds", "sparse_seconds")),
+            *(_number(row[f"{key}_seconds"], 1e3) for key in others),
             *([_number(row["sparseprop_seconds"], 1e3), str(len(row["layers"]))] if of_layers else []),
             *(_number(row[key], 1e-6) for key in ("dense_peak_bytes", "sparse_peak_bytes")),
             *(f"{seconds * 1e3:.1f}" for seconds in row["breakdown"].values()),
@@ -111,6 +127,18 @@ def step_table(result: dict[str, Any]) -> Table:
         for row in result["rows"]
     ]
     return Table(columns, rows, keys=2 if of_layers else 1)
+
+
+def what_was_compared(result: dict[str, Any]) -> str:
+    """What the columns are, in a sentence for below the table."""
+    row = result["rows"][0]
+    dense = f"dense: PyTorch {torch.__version__}, float32, the faster of its layouts here ({row['dense_layout']})"
+    if row["compiled_seconds"] is not None:
+        dense += "; compiled: the same under torch.compile"
+    if row["bfloat16_seconds"] is not None:
+        dense += "; bfloat16: dense autocast, which is another precision"
+    ours = "sparse: this package's kernels, float32"
+    return f"{dense}; {ours}" + ("" if result["storage"] == "float32" else f", stored as {result['storage']}")
 
 
 def _number(value: float | None, factor: float) -> str:
@@ -129,23 +157,36 @@ def _in_own_process(isa: str | None, function: Callable[..., T], *arguments: Any
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _measure(workload: Workload, sparsities: Sequence[float], threads: int) -> list[Row]:
+def _measure(workload: Workload, sparsities: Sequence[float], threads: int, storage: str, compiled: bool) -> list[Row]:
     """Rows without the peak memory; in a process of its own."""
     torch.set_num_threads(threads)
-    errors = [_check(workload, sparsity) for sparsity in sparsities]
-    layouts = (torch.channels_last, torch.contiguous_format)
+    errors = [_check(workload, sparsity, storage) for sparsity in sparsities]
+    layouts, names = (torch.channels_last, torch.contiguous_format), ("channels_last", "contiguous_format")
     dense = [make_step(workload, None, memory_format=layout) for layout in layouts]
     seconds_of_layouts = _alternate([step.run for step in dense], seconds=0)
     dense_step = min(zip(seconds_of_layouts, dense, layouts, strict=True), key=lambda each: each[0])
-    steps = [make_step(workload, sparsity) for sparsity in sparsities]
+    steps = [make_step(workload, sparsity, storage=storage) for sparsity in sparsities]
+    more = {}
+    if compiled:
+        more["compiled_seconds"] = make_step(workload, None, memory_format=dense_step[2], compiled=True).run
+        if _multiplies_bfloat16():
+            more["bfloat16_seconds"] = make_step(workload, None, memory_format=dense_step[2], autocast=True).run
     others = [run for sparsity in sparsities for run in sparseprop_runs(workload, sparsity)]
-    dense_seconds, *seconds = _alternate([dense_step[1].run, *(step.run for step in steps), *others], SECONDS)
+    times = _alternate([dense_step[1].run, *(step.run for step in steps), *others, *more.values()], SECONDS)
+    dense_seconds, seconds = times[0], times[1 : len(times) - len(more)]
+    dense_others = dict.fromkeys(("compiled_seconds", "bfloat16_seconds")) | dict(
+        zip(more, times[len(times) - len(more) :], strict=True)
+    )
     rows = []
     for i, (sparsity, step) in enumerate(zip(sparsities, steps, strict=True)):
         row = {
             "sparsity": sparsity,
             "dense_seconds": dense_seconds,
-            "dense_layout": str(dense_step[2]).removeprefix("torch."),
+            "dense_layout": names[layouts.index(dense_step[2])],
+            "layout_seconds": {
+                str(layout).removeprefix("torch."): t for layout, t in zip(layouts, seconds_of_layouts, strict=True)
+            },
+            **dense_others,
             "sparse_seconds": seconds[i],
             "speedup": dense_seconds / seconds[i],
             "breakdown": _breakdown(step),
@@ -159,6 +200,11 @@ def _measure(workload: Workload, sparsities: Sequence[float], threads: int) -> l
             row["sparseprop_seconds"] = min(own, default=None)
         rows.append(row)
     return rows
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor has tiles for products in bfloat16 (AMX)."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _alternate(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
@@ -175,14 +221,15 @@ def _alternate(runs: Sequence[Callable[[], object]], seconds: float) -> list[flo
     return [statistics.median(own) for own in times]
 
 
-def _check(workload: Workload, sparsity: float) -> Row:
+def _check(workload: Workload, sparsity: float, storage: str) -> Row:
     """The largest deviations from the reference, relative to the largest entry.
 
     The output is the whole workload's. The gradients are each sparse layer's from the same input and output gradient:
     through a whole network, rounding decides which way a ReLU or a top-k goes, and one that differs changes everything
     before it.
     """
-    native_step, step = (make_step(workload, sparsity, backend) for backend in ("native", "reference"))
+    backends: tuple[Backend, Backend] = ("native", "reference")
+    native_step, step = (make_step(workload, sparsity, backend, storage=storage) for backend in backends)
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def see(name: str, input: Tensor, output: Tensor | tuple[Tensor, Tensor]) -> None:
@@ -205,7 +252,7 @@ def _check(workload: Workload, sparsity: float) -> Row:
             gradients.append([x.grad, *(parameter.grad for parameter in each.parameters())])
         gradient_errors += [_deviation(a, b) for a, b in zip(*gradients, strict=True)]
     errors = {"output_error": _deviation(native_step.gradients(), output), "gradient_error": max(gradient_errors)}
-    if not max(errors.values()) <= TOLERANCE:
+    if not (errors["output_error"] <= STORED_TOLERANCE[storage] and errors["gradient_error"] <= TOLERANCE):
         raise BenchError(f"{workload} at {sparsity:.0%} deviates from the reference: {errors}")
     return errors
 
@@ -229,11 +276,11 @@ def _breakdown(step: Step, repetitions: int = 5) -> dict[str, float]:
     return {part: statistics.median(record[part] for record in records) for part in records[0]}
 
 
-def _peak_bytes(workload: Workload, sparsity: float | None, threads: int) -> int | None:
+def _peak_bytes(workload: Workload, sparsity: float | None, threads: int, storage: str = "float32") -> int | None:
     """The most memory that steps take beyond the model's own; in a process of its own."""
     torch.set_num_threads(threads)
     make_step(Workload("resnet18", 2, "layer1.0.conv1"), sparsity).run()  # libraries load lazily
-    step = make_step(workload, sparsity)
+    step = make_step(workload, sparsity, storage=storage)
     before = reset_peak_memory()
     for _ in range(3):
         step.run()

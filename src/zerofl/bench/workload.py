@@ -61,6 +61,11 @@ def alike_layers(model: str, batch_size: int) -> list[list[str]]:
     return list(alike.values())
 
 
+def has_normalisation(model: str) -> bool:
+    """Whether the model normalises anything, so that `storage` means something."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in _dense_model(model).modules())
+
+
 def _input_shapes(model: str, batch_size: int) -> dict[str, torch.Size]:
     """The shape of each sparse layer's input, by the layer's name."""
     shapes: dict[str, torch.Size] = {}
@@ -86,8 +91,15 @@ def make_step(
     sparsity: float | None,
     backend: Backend = "auto",
     memory_format: torch.memory_format = torch.channels_last,
+    storage: str = "float32",
+    compiled: bool = False,
+    autocast: bool = False,
 ) -> Step:
-    """A step of the dense workload (`sparsity` None, in PyTorch's `memory_format`) or a sparse one."""
+    """A step of the dense workload (`sparsity` None) or a sparse one, which stores what it normalises as `storage`.
+
+    The dense one is in PyTorch's `memory_format`, `compiled` by torch.compile or not, in float32 or, with `autocast`,
+    bfloat16 where PyTorch takes it.
+    """
     generator = torch.Generator().manual_seed(0)
     classes, channels, side = MODELS[workload.model]
     module = _dense_model(workload.model)
@@ -100,7 +112,7 @@ def make_step(
     if sparsity is None:
         module = module.to(memory_format=memory_format)  # type: ignore[call-overload]
     else:
-        sparsify_(module, sparsity, layers=["0"] if workload.layer else None, backend=backend)
+        sparsify_(module, sparsity, layers=["0"] if workload.layer else None, backend=backend, storage=storage)
 
     def laid_out(x: Tensor) -> Tensor:
         """As the layer before or behind would hand it over."""
@@ -123,6 +135,10 @@ def make_step(
     labels = torch.randint(0, classes, (workload.batch_size,), generator=generator)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01) if sparsity is None else SparseSGD(module, lr=0.01)
 
+    if autocast:
+        module = _Autocast(module)
+    if compiled:
+        module = torch.compile(module)  # type: ignore[assignment]
     return Step(
         module,
         laid_out(input) if sparsity is None else input,
@@ -130,6 +146,19 @@ def make_step(
         lambda output: torch.autograd.backward(F.cross_entropy(output, labels)),
         optimizer.step,
     )
+
+
+class _Autocast(nn.Module):
+    """A module whose products are in bfloat16, and whose output is float32 again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y: Tensor = self.module(x)
+        return y.float()
 
 
 def sparseprop_runs(workload: Workload, sparsity: float) -> list[Callable[[], object]]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zerofl.run.console import Output
 
 BENCH_MODELS, BENCH_ISAS = ("resnet18", "leaf_cnn"), ("avx2",)
+BENCH_STORAGES = ("float32", "float16", "bfloat16")
 """The choices, without importing PyTorch; a test compares them with what there is."""
 
 
@@ -37,23 +38,47 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         )
         step.add_argument("--threads", type=positive, metavar="N", help="default: as many as PyTorch chooses")
         step.add_argument("--isa", choices=BENCH_ISAS, help="keep PyTorch and the kernels to these instructions")
+        if name == "step":
+            step.add_argument(
+                "--storage",
+                choices=BENCH_STORAGES,
+                default="float32",
+                help="how what batch normalisation reads is stored; default: %(default)s",
+            )
+            step.add_argument(
+                "--no-compile",
+                dest="compiled",
+                action="store_false",
+                help="leave out dense PyTorch under torch.compile, which takes a minute to compile",
+            )
         step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
-        step.set_defaults(command=_bench_step, benchmark=name)
+        step.set_defaults(storage="float32", compiled=name == "step", command=_bench_step, benchmark=name)
 
 
 def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     import torch
 
-    from zerofl.bench.step import bench_step, step_table
+    from zerofl.bench.step import bench_step, step_table, what_was_compared
     from zerofl.run.files import write_atomically
 
     threads, layers = options.threads or torch.get_num_threads(), options.benchmark == "layers"
-    result = bench_step(options.model, options.batch_size, options.sparsity, threads, options.isa, errors.print, layers)
+    result = bench_step(
+        options.model,
+        options.batch_size,
+        options.sparsity,
+        threads,
+        options.isa,
+        errors.print,
+        layers,
+        options.storage,
+        options.compiled,
+    )
     console.print_table(step_table(result))
     console.print(
         f"{result['model']}, batch {result['batch_size']}, {result['threads']} threads, {result['rows'][0]['isa']}; "
         f"{result['machine']}"
     )
+    console.print(what_was_compared(result))
     if options.json:
         write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0

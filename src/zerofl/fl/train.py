@@ -122,6 +122,7 @@ def sparse_model(experiment: Experiment, classes: int, in_channels: int) -> nn.M
             experiment.sparsity,
             activation_sparsity=experiment.activation_sparsity,
             topk_period=experiment.topk_period,
+            storage=experiment.storage,
         )
     return model
 

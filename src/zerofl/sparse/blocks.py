@@ -1,14 +1,21 @@
-"""Steps of a model that take one pass over memory on the native layers, and are the plain ones on all others."""
+"""Steps of a model that are one operation on the native layers, and are the plain ones on all others."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from zerofl.sparse import layout
+from zerofl.sparse.conv_norm import ConvNorm
+from zerofl.sparse.dispatch import takes
+from zerofl.sparse.kernels import Chosen, batch_first
 from zerofl.sparse.layers import SparseConv2d
 
 
-def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
-    """convolution(x) and shortcut(x), as a residual block has them.
+def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Tensor, Tensor]:
+    """relu(norm(convolution(x))) and shortcut(x), as a residual block begins.
 
     Where the shortcut is empty or begins with a 1x1 convolution of the same stride, it needs no more of x than what
     the sparse convolution hands on, and its gradient is added where that of the convolution is computed.
@@ -19,11 +26,26 @@ def fork(convolution: nn.Module, shortcut: nn.Sequential, x: Tensor) -> tuple[Te
         if first is None
         else isinstance(first, layout.Conv2d) and first.is_pointwise and first.stride == convolution.stride
     ):
-        return convolution(x), shortcut(x)
-    out, x = convolution(x, keep=True)
+        return conv_norm_relu(convolution, norm, x), shortcut(x)
+    if _is_one(convolution, norm, x, None):
+        out, x = _as_one(convolution, norm, x, None)
+    else:
+        out, x = convolution(x, keep=True)
+        out = norm_relu(norm, out)
     for i, module in enumerate(shortcut):
         x = module(x, sampled=True) if i == 0 else module(x)
     return out, x
+
+
+def conv_norm_relu(convolution: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(convolution(x)) + residual), in training one operation each way; x and residual [N, C, H, W].
+
+    Hooks of the two modules are called as ever: then it is two operations.
+    """
+    if _is_one(convolution, norm, x, residual):
+        y: Tensor = _as_one(convolution, norm, x, residual)[0]
+        return y
+    return norm_relu(norm, convolution(x), residual)
 
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -37,3 +59,65 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Ten
 def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
     """pool(relu(x)), in one pass over memory where `pool` can; x [N, C, H, W]."""
     return pool(x, relu=True) if isinstance(pool, layout.MaxPool2d) else pool(F.relu(x))  # type: ignore[no-any-return]
+
+
+def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> bool:
+    """Whether the kernels have this as one operation, and nobody wants to see what lies between."""
+    return (
+        type(norm) is layout.BatchNorm2d
+        and (type(convolution) is SparseConv2d or (type(convolution) is layout.Conv2d and not convolution.is_pointwise))
+        and convolution.bias is None
+        and convolution.groups == 1
+        and convolution.padding_mode == "zeros"
+        and not isinstance(convolution.padding, str)
+        and torch.is_grad_enabled()
+        and norm.uses_batch_statistics
+        and norm.num_features == convolution.out_channels
+        and "reference" not in (norm.backend, getattr(convolution, "backend", None))
+        and _is_plainly_called(convolution)
+        and _is_plainly_called(norm)
+        # Saved tensors that are packed away or recomputed have to be autograd's own.
+        and _saved_tensors_hooks(True) is None
+        and takes(x, residual, convolution.weight, norm.weight, norm.bias, norm.running_mean)
+        and x.dim() == 4
+        and layout.takes_shape(convolution, x)
+        and layout.output_positions(convolution, x) > 1
+    )
+
+
+_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+
+
+def _is_plainly_called(module: nn.Module) -> bool:
+    """Whether calling the module is calling its class's forward."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    )
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _as_one(convolution: Any, norm: layout.BatchNorm2d, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`conv_norm_relu`, and every stride-th position of x."""
+    x = batch_first(x.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
+    choices = convolution.choices(x)
+    y, samples, *chosen = ConvNorm.apply(  # type: ignore[no-untyped-call]
+        x,
+        convolution.weight,
+        norm.weight,
+        norm.bias,
+        residual,
+        (choices[0], choices[1] if convolution.weight.requires_grad else None),
+        x.requires_grad,
+        (convolution.stride, convolution.padding, convolution.dilation),
+        *norm.next_running(),
+        norm.eps,
+        True,
+        norm.storage,
+    )
+    convolution.remember(Chosen(*chosen))
+    return y, samples

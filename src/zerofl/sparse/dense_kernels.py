@@ -13,7 +13,7 @@ from zerofl.sparse.kernels import batch_first, batch_innermost, empty, result, s
 class BatchNorm2d(torch.autograd.Function):
     """relu(batch_norm(input) + residual) with the batch's own statistics; residual and ReLU are optional.
 
-    Moves the running statistics, if given, towards the batch's by `momentum`.
+    Moves the running statistics, if given, towards the batch's by `momentum`. Reads and keeps the input as `storage`.
     """
 
     @staticmethod
@@ -27,8 +27,9 @@ class BatchNorm2d(torch.autograd.Function):
         momentum: float,
         eps: float,
         relu: bool,
+        storage: torch.dtype,
     ) -> Tensor:
-        x = batch_innermost(input)
+        x = batch_innermost(input).to(storage)
         mean, variance = small(x.shape[:1]), small(x.shape[:1])
         weight, bias = (None if t is None else t.detach().contiguous() for t in (weight, bias))
         needs_grad = any(ctx.needs_input_grad)
@@ -79,7 +80,7 @@ class BatchNorm2d(torch.autograd.Function):
             grad_weight if ctx.needs_input_grad[1] else None,
             grad_bias if ctx.needs_input_grad[2] else None,
             None if grad_residual is None else batch_first(grad_residual),
-            *[None] * 4,
+            *[None] * 5,
         )
 
 

@@ -89,8 +89,19 @@ class Chosen(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def _geometry(*sizes: tuple[int, ...]) -> Any:
+def geometry_of(*sizes: tuple[int, ...]) -> Any:
+    """The kernels' geometry of a convolution: input [C, H, W, N], weight, stride, padding and dilation."""
     return native.Geometry(*sizes)
+
+
+def samples_of(input: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """Every stride-th position of the input [N, C, H, W], for a Function to return."""
+    return input.view_as(input) if stride == (1, 1) else input[:, :, :: stride[0], :: stride[1]]
+
+
+def operands(packed: Any) -> tuple[float, float | None, int]:
+    """The thresholds and the number of active weights of a layer's operands, for a Function to return."""
+    return packed.weight_threshold, packed.input_threshold, packed.active_weights
 
 
 class Conv2d(torch.autograd.Function):
@@ -114,16 +125,14 @@ class Conv2d(torch.autograd.Function):
         sizes: tuple[tuple[int, ...], ...],
     ) -> tuple[Tensor, Tensor, float, float | None, int]:
         x, w = batch_innermost(input), weight.detach().contiguous()
-        geometry = _geometry(tuple(x.shape), tuple(w.shape), *sizes)
+        geometry = geometry_of(tuple(x.shape), tuple(w.shape), *sizes)
         output = empty(geometry.output)
         packed = native.Convolution(
             geometry, x, w, _vector(bias), output, weight_choice, input_choice, for_grad_input, torch.get_num_threads()
         )
         ctx.packed, ctx.input_shape, ctx.weight, ctx.output_shape = packed, x.shape, weight, output.shape
         ctx.set_materialize_grads(False)
-        stride = sizes[0]
-        samples = input.view_as(input) if stride == (1, 1) else input[:, :, :: stride[0], :: stride[1]]
-        return result(output), samples, packed.weight_threshold, packed.input_threshold, packed.active_weights
+        return result(output), samples_of(input, sizes[0]), *operands(packed)
 
     @staticmethod
     @once_differentiable
@@ -133,7 +142,7 @@ class Conv2d(torch.autograd.Function):
         if grad_output is None:
             # Only the samples were used.
             grad_output = batch_first(torch.zeros(ctx.output_shape, dtype=torch.float32, device="cpu"))
-        packed = _packed(ctx)
+        packed = packed_of(ctx)
         dy = batch_innermost(grad_output)
         addend = grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -150,7 +159,7 @@ class Conv2d(torch.autograd.Function):
         return None if grad_input is None else batch_first(grad_input), grad_weight, grad_bias, *[None] * 4
 
 
-def _packed(ctx: Any) -> Any:
+def packed_of(ctx: Any) -> Any:
     """The forward pass's operands, for the backward pass; freed with it unless the graph is kept."""
     packed = ctx.packed
     if packed is None:
@@ -213,12 +222,12 @@ class Linear(torch.autograd.Function):
         )
         ctx.packed, ctx.input_shape, ctx.weight = packed, x.shape, weight
         # Stored as nn.Linear's, so that .view() works behind it; of a few numbers this copy takes no time.
-        return _own(output.T.contiguous()), packed.weight_threshold, packed.input_threshold, packed.active_weights
+        return _own(output.T.contiguous()), *operands(packed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        packed, dy = _packed(ctx), grad_output.T.contiguous()
+        packed, dy = packed_of(ctx), grad_output.T.contiguous()
         grad_input = empty(ctx.input_shape) if ctx.needs_input_grad[0] else None
         sgd = step_on(ctx.weight, ctx.next_functions) if ctx.needs_input_grad[1] else None
         grad_weight = empty(ctx.weight.shape) if ctx.needs_input_grad[1] and sgd is None else None

@@ -114,7 +114,7 @@ class TopKLayer:
                 self.active_weights = active_weights
         return weight_threshold, activation_threshold
 
-    def _choices(self, input: Tensor, unpadded: Tensor | None = None) -> tuple[Any, Any]:
+    def choices(self, input: Tensor, unpadded: Tensor | None = None) -> tuple[Any, Any]:
         """Which of the weight's and the input's entries the kernels take in this call; counts the training steps."""
         k_of_weight = count_top_k(self.weight.numel(), self.sparsity)
         k_of_input = count_top_k(input.numel(), self.activation_sparsity)
@@ -127,7 +127,8 @@ class TopKLayer:
             return native.TopK(k_of_weight, of_weight), native.AtLeast(threshold.item())
         return native.TopK(k_of_weight, of_weight), native.TopK(k_of_input, of_input)
 
-    def _remember(self, chosen: kernels.Chosen) -> None:
+    def remember(self, chosen: kernels.Chosen) -> None:
+        """Keep what a call in training chose, for the next one and for `realised_sparsity`."""
         if self.training and chosen.input_threshold is not None:
             self.weight_threshold, self.activation_threshold = chosen.weight_threshold, chosen.input_threshold
             self.active_weights = chosen.active_weights
@@ -203,11 +204,11 @@ class SparseConv2d(TopKLayer, nn.Conv2d):
     def _native(self, input: Tensor, padding: Sequence[int], unpadded: Tensor | None) -> tuple[Tensor, Tensor]:
         """Output and samples."""
         input = kernels.batch_first(input.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
-        choices = self._choices(input, unpadded)
+        choices = self.choices(input, unpadded)
         output, samples, chosen = kernels.conv2d(
             input, self.weight, self.bias, *choices, self.stride, padding, self.dilation
         )
-        self._remember(chosen)
+        self.remember(chosen)
         return output, samples
 
 
@@ -229,8 +230,8 @@ class SparseLinear(TopKLayer, nn.Linear):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _native(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, self.in_features)
-        output, chosen = kernels.linear(rows, self.weight, self.bias, *self._choices(rows))
-        self._remember(chosen)
+        output, chosen = kernels.linear(rows, self.weight, self.bias, *self.choices(rows))
+        self.remember(chosen)
         return output.view(*input.shape[:-1], self.out_features)
 
 

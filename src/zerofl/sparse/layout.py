@@ -40,25 +40,61 @@ class Conv2d(nn.Conv2d):
             return _pointwise(input, self.weight, self.bias, (1, 1) if sampled else self.stride)
         return _convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)  # type: ignore[no-any-return]
 
+    # What `zerofl.sparse.blocks` asks of a convolution.
+
+    def choices(self, input: Tensor) -> tuple[Any, Any]:
+        """All entries of the weight and of the input."""
+        return native.AtLeast(0.0), native.AtLeast(0.0)
+
+    def remember(self, chosen: kernels.Chosen) -> None:
+        """Nothing: what is active does not change."""
+
+
+STORAGE: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""How what a normalisation reads in training can be stored, by name."""
+
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation, and in the same pass over memory a residual's addition and ReLU."""
+    """Batch normalisation, and in the same pass over memory a residual's addition and ReLU.
+
+    `storage` names the type in which the input is kept for the backward pass. With 16 bits the input is rounded to it
+    first, so that both passes see the same numbers; all arithmetic is float32. It acts where the batch's own statistics
+    are used.
+    """
+
+    storage: str = "float32"
+    backend: str = "auto"  # "reference": PyTorch's own operations
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
         """relu(norm(input) + residual): all [N, C, H, W]."""
-        batch_statistics = self.training or self.running_mean is None
-        fast = input.dim() == 4 and input.shape[1] == self.num_features
+        fast = input.dim() == 4 and input.shape[1] == self.num_features and self.backend != "reference"
         fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean)
-        if not fast or (not batch_statistics and torch.is_grad_enabled()):
+        if not fast or (not self.uses_batch_statistics and torch.is_grad_enabled()):
+            if self.uses_batch_statistics and self.storage != "float32" and input.dtype == torch.float32:
+                input = Rounded.apply(input, STORAGE[self.storage])  # type: ignore[no-untyped-call]
             y: Tensor = super().forward(input)
             y = y if residual is None else y + residual
             return F.relu(y) if relu else y
-        return self._native(input, residual, relu, batch_statistics)  # type: ignore[no-any-return]
+        return self._native(input, residual, relu)  # type: ignore[no-any-return]
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether a forward pass normalises by the batch's own mean and variance."""
+        return self.training or self.running_mean is None
+
+    def next_running(self) -> tuple[tuple[Tensor | None, Tensor | None], float]:
+        """Count a batch; returns the running statistics, if any is to move, and by how much."""
+        if not self.training or self.running_mean is None:
+            return (None, None), 0.0
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        return (self.running_mean, self.running_var), momentum
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _native(self, input: Tensor, residual: Tensor | None, relu: bool, batch_statistics: bool) -> Tensor:
+    def _native(self, input: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
         self._check_input_dim(input)
-        if not batch_statistics:
+        if not self.uses_batch_statistics:
             assert self.running_mean is not None
             assert self.running_var is not None
             return dense_kernels.batch_norm(
@@ -67,16 +103,21 @@ class BatchNorm2d(nn.BatchNorm2d):
         count = input.numel() // input.shape[1]
         if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
-        running: tuple[Tensor | None, Tensor | None] = (None, None)
-        momentum = 0.0
-        if self.training and self.running_mean is not None:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
-            running = self.running_mean, self.running_var
         return dense_kernels.BatchNorm2d.apply(  # type: ignore[no-any-return,no-untyped-call]
-            input, self.weight, self.bias, residual, running, momentum, self.eps, relu
+            input, self.weight, self.bias, residual, *self.next_running(), self.eps, relu, STORAGE[self.storage]
         )
+
+
+class Rounded(torch.autograd.Function):
+    """The input as it is after having been stored in another type; its gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, storage: torch.dtype) -> Tensor:
+        return input.to(storage).to(input.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output, None
 
 
 class MaxPool2d(nn.MaxPool2d):
@@ -87,6 +128,16 @@ class MaxPool2d(nn.MaxPool2d):
         if input.dim() == 4 and min(input.shape[2:]) >= self.kernel_size and takes(input):  # type: ignore[operator]
             return _max_pool(input, self.kernel_size, relu)  # type: ignore[no-any-return]
         return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
+
+
+def output_positions(convolution: nn.Conv2d, input: Tensor) -> int:
+    """Numbers that each channel of the convolution's output has, over the batch; the input is one it takes."""
+    count = input.shape[0]
+    left, right, top, bottom = convolution._reversed_padding_repeated_twice
+    for i, padding in ((0, top + bottom), (1, left + right)):
+        reach = convolution.dilation[i] * (convolution.kernel_size[i] - 1)
+        count *= (input.shape[2 + i] + padding - reach - 1) // convolution.stride[i] + 1
+    return count
 
 
 def takes_shape(convolution: nn.Conv2d, input: Any) -> bool:

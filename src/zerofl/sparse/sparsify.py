@@ -48,6 +48,7 @@ def sparsify_(
     layers: Iterable[str] | None = None,
     topk_period: int = 1,
     backend: Backend = "auto",
+    storage: str = "float32",
 ) -> list[str]:
     """Make layers of `model` train and evaluate with their top-k weights (SWAT, §3.1), in place.
 
@@ -74,6 +75,8 @@ def sparsify_(
             `zerofl.sparse.layout` if a convolution was made sparse: the same layers, without moving data in between.
             Their outputs are then stored with the batch innermost, in whatever memory format the input or the model
             is: behind them `.view()` of several dimensions at once fails, `.flatten()` and `.reshape()` work.
+        storage: "float16" or "bfloat16" keep what each `nn.BatchNorm2d` reads in training in 16 bits, which takes less
+            memory; arithmetic stays float32. float16 is finer, but what is above 65,504 becomes infinite in it.
 
     A weight that several modules share stays one parameter. A layer that is named here takes the top-k part of it, a
     module that is not, such as an embedding, all of it; the gradient is the sum of both.
@@ -83,21 +86,10 @@ def sparsify_(
 
     Raises:
         ValueError: a sparsity or period out of range, a name that is not a convolution or linear of the model or has
-            complex weights, or no layer to swap.
+            complex weights, no layer to swap, or a storage where there is no batch normalisation.
     """
     activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
-    for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
-        if not isinstance(value, (int, float)) or not 0 <= value < 1:  # type: ignore[redundant-expr]
-            raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
-    if not isinstance(topk_period, int) or topk_period < 1:  # type: ignore[redundant-expr]
-        raise ValueError(f"topk_period = {topk_period}: expected a number of forward passes, 1 or more")
-    if backend not in ("auto", "native", "reference"):
-        raise ValueError(f"backend = {backend!r}: expected 'auto', 'native' or 'reference'")
-    if backend == "native" and dispatch.UNAVAILABLE:
-        raise ValueError(f"backend = 'native': the native kernels are not installed ({dispatch.UNAVAILABLE})")
-    if isinstance(layers, str):
-        raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
-
+    _check_settings(sparsity, activation_sparsity, layers, topk_period, backend, storage)
     modules = dict(model.named_modules())
     names = list(_default_layers(model) if layers is None else layers)
     for name in names:
@@ -115,6 +107,9 @@ def sparsify_(
             )
     if not names:
         raise ValueError("no layer to make sparse: name them with layers=[...]")
+    norms = [m for m in modules.values() if type(m) in (nn.BatchNorm2d, layout.BatchNorm2d)]
+    if storage != "float32" and not norms:
+        raise ValueError(f"storage = {storage!r}: it is of what nn.BatchNorm2d reads, and the model has none")
 
     names = [name for name in modules if name in set(names)]
     for name in names:
@@ -132,8 +127,37 @@ def sparsify_(
                 module.__class__ = _PLAIN_CLASS[type(module)]
     else:
         _use_native_layout(model)
+    for norm in norms:
+        if storage != "float32":
+            norm.__class__ = layout.BatchNorm2d
+        if isinstance(norm, layout.BatchNorm2d):
+            norm.storage, norm.backend = storage, backend
     _report_share(model, names, layers is None and getattr(model, "sparse_layers", None) is None)
     return names
+
+
+def _check_settings(
+    sparsity: float,
+    activation_sparsity: float,
+    layers: Iterable[str] | None,
+    topk_period: int,
+    backend: str,
+    storage: str,
+) -> None:
+    """Raise what `sparsify_` says of the values alone."""
+    for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
+        if not isinstance(value, (int, float)) or not 0 <= value < 1:  # type: ignore[redundant-expr]
+            raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
+    if not isinstance(topk_period, int) or topk_period < 1:  # type: ignore[redundant-expr]
+        raise ValueError(f"topk_period = {topk_period}: expected a number of forward passes, 1 or more")
+    if backend not in ("auto", "native", "reference"):
+        raise ValueError(f"backend = {backend!r}: expected 'auto', 'native' or 'reference'")
+    if backend == "native" and dispatch.UNAVAILABLE:
+        raise ValueError(f"backend = 'native': the native kernels are not installed ({dispatch.UNAVAILABLE})")
+    if storage not in layout.STORAGE:
+        raise ValueError(f"storage = {storage!r}: expected one of {', '.join(layout.STORAGE)}")
+    if isinstance(layers, str):
+        raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
 
 
 def densify_(model: nn.Module) -> list[str]:
@@ -150,6 +174,8 @@ def densify_(model: nn.Module) -> list[str]:
         if type(module) in _SPARSE_CLASS.values():
             for setting in _SETTINGS:
                 delattr(module, setting)
+        elif type(module) is layout.BatchNorm2d:
+            vars(module).pop("storage", None), vars(module).pop("backend", None)
         module.__class__ = _PLAIN_CLASS.get(type(module), type(module))
         if _FUSED in vars(module):
             module.activation_relu_or_gelu = vars(module).pop(_FUSED)
