@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs sanitize clean FORCE
+.PHONY: demo test lint docs sanitize test-aarch64 clean FORCE
 
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
@@ -29,6 +29,16 @@ sanitize: .venv/test.installed
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python -S -m pytest -s -p no:cacheprovider \
 	  tests/sparse/test_kernels.py tests/sparse/test_bindings.py tests/sparse/test_layout.py tests/exchange/wire/test_native.py
+
+# The kernels' tests for ARM under emulation; needs g++-aarch64-linux-gnu and qemu-user.
+test-aarch64:
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 > /dev/null || \
+	  { echo "first: apt-get install g++-aarch64-linux-gnu qemu-user"; exit 1; }
+	@mkdir -p build
+	aarch64-linux-gnu-g++ -std=c++17 -O3 -ffp-contract=fast -mtune=cortex-a76 -DISA=baseline -Icpp -static \
+	  -o build/check_kernels-aarch64 tests/sparse/check_kernels.cpp cpp/kernels/*.cpp cpp/ops/*.cpp cpp/codec/*.cpp \
+	  cpp/runtime/*.cpp -lpthread
+	qemu-aarch64 build/check_kernels-aarch64 200
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.
 MODULES := $(sort $(shell find src -name '*.py'))

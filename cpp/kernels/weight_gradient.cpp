@@ -107,7 +107,7 @@ INLINE void put_line(const Target& target, int64_t at, const Vec gradient[LINE /
   __builtin_prefetch(target.weight + at + AHEAD * LINE, 1);
   if (target.velocity) __builtin_prefetch(target.velocity + at + AHEAD * LINE, 1);
   for (int v = 0; v < LINE / LANES; ++v, at += LANES) {
-    Vec velocity;
+    Vec velocity = {};
     if (target.velocity) velocity = load(target.velocity + at);
     store(target.weight + at,
           stepped(target, load(target.weight + at), gradient[v], target.velocity ? &velocity : nullptr));
