@@ -111,6 +111,12 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ({"threads": 1025}, "threads = 1025: expected 0 to 1024"),
         ({"clients": 5}, "clients_per_round = 10: expected 1 to clients = 5"),
         ({"min_replies": 11}, "min_replies = 11: expected 1 to clients_per_round = 10"),
+        ({"clip_median": -1.0}, "clip_median = -1.0: expected 0 or a positive number"),
+        ({"trim_clients": 1, "min_replies": 9}, "uplink = 'top_k_weights': expected full with trim_clients"),
+        (
+            {"trim_clients": 2, "uplink": "full", "min_replies": 4},
+            "min_replies = 4: expected more than 2 . trim_clients = 4",
+        ),
     ],
 )
 def test_a_bad_value_is_named(values: dict[str, object], message: str) -> None:

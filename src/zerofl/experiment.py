@@ -90,6 +90,10 @@ class Experiment:
     `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates after `reply_timeout_seconds`
     stops the run.
 
+    Absurd updates, against which nothing is done unless asked for: the norm of an update's change is clipped to
+    `clip_norm`, and that of each tensor to `clip_median` times the round's median (0: not); of whole models the largest
+    and the smallest `trim_clients` values of each entry are left out of the average, in which all clients count alike.
+
     Evaluation: on the test set every `evaluate_every` rounds, and on the validation samples of the round's clients
     every `validate_every` rounds (0: never); after the last round in any case. Every `snapshot_every` rounds (0: never)
     the sparse layers' aggregated weights are kept, for Figure 3.
@@ -147,6 +151,9 @@ class Experiment:
     server_beta_1: float = _key(0.9, _DECAY)
     server_beta_2: float = _key(0.99, _DECAY)
     server_tau: float = _key(0.001, _POSITIVE)
+    clip_norm: float = _key(0.0, _AMOUNT)
+    clip_median: float = _key(0.0, _AMOUNT)
+    trim_clients: int = _key(0, _NUMBER)
 
     evaluate_every: int = _key(1, _COUNT)
     validate_every: int = _key(0, _NUMBER)
@@ -176,6 +183,10 @@ class Experiment:
         self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
+        if self.trim_clients:
+            few = f"more than 2 * trim_clients = {2 * self.trim_clients}: with so few replies nothing would be left"
+            self._expect("uplink", self.uplink == "full", "full with trim_clients, which averages whole models")
+            self._expect("min_replies", self.min_replies > 2 * self.trim_clients, few)
         for key, most in (("clients_per_round", "clients"), ("min_replies", "clients_per_round")):
             value = getattr(self, most)
             self._expect(key, getattr(self, key) <= value, f"1 to {most} = {value}")

@@ -109,7 +109,8 @@ class ClientRecord(_Record):
 
     `train_loss` is the mean of a sample, the seconds are those of local training, by the clock and of all threads.
     `realised_sparsity` is the zeros' share of all sparse weights in the last forward pass. A figure that the client did
-    not report, or not credibly, is None.
+    not report, or not credibly, is None. Where the server clips, `update_norm` is that of the change as it came, and
+    `clip_factor` its norm after clipping over that.
     """
 
     round: int = _of(COUNT)
@@ -120,6 +121,13 @@ class ClientRecord(_Record):
     train_seconds: float | None = _may_be(NUMBER)
     train_cpu_seconds: float | None = _may_be(NUMBER)
     realised_sparsity: float | None = _may_be(SHARE)
+    update_norm: float | None = _may_be(NUMBER)
+    clip_factor: float | None = _may_be(SHARE)
+
+    def to_json(self) -> dict[str, Any]:
+        """As of every record; the figures of clipping are left out where the server does not clip."""
+        absent = {"update_norm", "clip_factor"} if self.update_norm is None else set()
+        return {key: value for key, value in super().to_json().items() if key not in absent}
 
 
 class FailureRecord(TypedDict):

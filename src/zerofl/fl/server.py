@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import nn
@@ -10,6 +11,7 @@ from zerofl.data import Dataset
 from zerofl.errors import ZeroFLError
 from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, nonzero_ratio
 from zerofl.exchange.overlap import MaskCounts
+from zerofl.exchange.robust import clipped, trimmed_mean
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
@@ -54,25 +56,31 @@ def step(
     """Algorithm 1, "ServerExecutes", from the clients' answers on: the next state, and the round's records.
 
     Sums are in the order of the answers, which should be that of the clients. An answer is let go before the next one
-    is asked for, so that one update at a time is in memory if `answers` makes them so. The record has neither the bytes
-    down nor the round's time, which are those of who carries the messages.
+    is asked for, so that one update at a time is in memory if `answers` makes them so; only for `clip_median` are all
+    kept. The record has neither the bytes down nor the round's time, which are those of who carries the messages.
 
     Raises:
         RoundError: fewer than `experiment.min_replies` updates.
     """
-    failures, records, masks = list[Failure](), list[ClientRecord](), MaskCounts()
+    e, failures, records, masks = experiment, list[Failure](), list[ClientRecord](), MaskCounts()
 
-    def updates() -> Iterator[tuple[Update, int]]:
+    def usable() -> Iterator[tuple[Update, ClientRecord]]:
         for answer in answers:
             if isinstance(answer, Failure):
                 failures.append(answer)
                 continue
-            update, record = answer
-            masks.add(update)
-            records.append(record)
+            masks.add(answer[0])
+            yield answer
+
+    def updates() -> Iterator[tuple[Update, int]]:
+        for update, record, clip in clipped(state.model, usable(), e.clip_norm, e.clip_median):
+            records.append(replace(record, update_norm=clip.norm, clip_factor=clip.factor) if clip else record)
             yield update, record.examples
 
-    averaged = average(state.model, updates(), experiment.device)
+    if e.trim_clients:
+        averaged = trimmed_mean(state.model, updates(), e.trim_clients, e.device)
+    else:
+        averaged = average(state.model, updates(), e.device)
     if len(records) < experiment.min_replies:
         raise RoundError(_too_few(round, len(records), experiment, failures))
     model = empty_model(experiment, dataset)

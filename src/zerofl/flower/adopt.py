@@ -8,7 +8,8 @@ strategy sees it.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 
 import numpy as np
@@ -17,6 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from zerofl.exchange.robust import clipped
 from zerofl.exchange.update import Sparse, State, Update
 from zerofl.exchange.uplink import UPLINKS, make_update, tied
 from zerofl.exchange.wire import VALUES, Schema, decode, encode, schema_of
@@ -185,17 +187,27 @@ class SparseUplink(Strategy):
     A reply that is no well-formed update is left out, with a warning that names the node and the cause. Integer arrays,
     which averaging makes floats, are rounded back.
 
+    Args:
+        strategy: the other.
+        clip_norm: to which the norm of an update's change is clipped before it becomes a whole model; 0 is not at all.
+        clip_median: the same for each array, as a multiple of the median of the round's norms. The log names who was
+            clipped. See `zerofl.exchange.robust.clipped`; for a trimmed mean let the other be Flower's FedTrimmedAvg.
+
     Raises:
         TypeError: no strategy of `flwr.serverapp.strategy`, such as an old one of `flwr.server.strategy`.
-        ValueError: a SparseUplink.
+        ValueError: a SparseUplink, or a clipping bound that is none.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: Strategy, *, clip_norm: float = 0.0, clip_median: float = 0.0) -> None:
         if not isinstance(strategy, Strategy):
             raise TypeError(_no_strategy(strategy))
         if isinstance(strategy, SparseUplink):
             raise ValueError("SparseUplink around SparseUplink: the inner one would find no updates; use it once")
+        for name, value in (("clip_norm", clip_norm), ("clip_median", clip_median)):
+            if not (_is_number(value) and 0 <= value < math.inf):
+                raise ValueError(f"{name} = {value!r}: expected 0 or a positive number")
         self.strategy = strategy
+        self._clip_norm, self._clip_median = clip_norm, clip_median
         self.uplink_bytes: dict[int, int] = {}
         self._received: State = {}
         self._schema = Schema(())
@@ -217,16 +229,27 @@ class SparseUplink(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The other's aggregate of the decoded models."""
         replies, sizes, decoded = list(replies), list[int](), list[Message]()
-        for reply in replies:
-            try:
-                if not reply.has_error():
-                    payload = read_payload(reply)
-                    self._decode(reply, payload)
-                    sizes.append(len(payload))  # of the updates that are used, as in a run's records
-                decoded.append(reply)
-            except ValueError as error:
+
+        def updates() -> Iterator[tuple[Update, Message]]:
+            for reply in replies:
+                try:
+                    if not reply.has_error():
+                        payload = read_payload(reply)
+                        yield decode(payload, self._schema), reply
+                        sizes.append(len(payload))  # of the updates that are used, as in a run's records
+                    decoded.append(reply)
+                except ValueError as error:
+                    node = reply.metadata.src_node_id
+                    _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
+
+        for update, reply, clip in clipped(self._received, updates(), self._clip_norm, self._clip_median):
+            (key,) = reply.content.array_records
+            reply.content[key] = ArrayRecord(whole_model(update, self._received))
+            if clip and clip.factor < 1:
                 node = reply.metadata.src_node_id
-                _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
+                _log.info(
+                    "round %d: the change of node %d, of norm %.3g, is clipped to %.3g of it", server_round, node, *clip
+                )
         self.uplink_bytes[server_round] = sum(sizes)
         if sum(sizes):
             whole, times = self._schema.dense_bytes, savings(self._schema.dense_bytes, len(sizes), sum(sizes))
@@ -252,11 +275,6 @@ class SparseUplink(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The other's aggregate."""
         return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def _decode(self, reply: Message, payload: bytes) -> None:
-        """Put the whole model in the place of the payload; raises WireError as `zerofl.exchange.wire.decode`."""
-        (key,) = reply.content.array_records
-        reply.content[key] = ArrayRecord(whole_model(decode(payload, self._schema), self._received))
 
 
 def _no_strategy(given: object) -> str:
