@@ -88,9 +88,11 @@ class Experiment:
     `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates after `reply_timeout_seconds`
     stops the run.
 
-    Evaluation: on the test set every `evaluate_every` rounds, and on the validation samples of the round's clients
-    every `validate_every` rounds (0: never); after the last round in any case. Every `snapshot_every` rounds (0: never)
-    the sparse layers' aggregated weights are kept, for Figure 3.
+    Evaluation: of the global model, or with `average_decay` above 0 of its exponential mean over the rounds with that
+    decay, which is the final model then and changes nothing that the clients get; on the test set every
+    `evaluate_every` rounds, and on the validation samples of the round's clients every `validate_every` rounds (0:
+    never); after the last round in any case. Every `snapshot_every` rounds (0: never) the sparse layers' aggregated
+    weights are kept, for Figure 3.
 
     Machine: `device`, on which clients train and the server averages and evaluates, cpu or cuda (with masks on dense
     kernels; cuda:1 is the second GPU); `threads` of PyTorch, up to 1024 (0: as many as it chooses, which is then
@@ -145,6 +147,7 @@ class Experiment:
     server_beta_2: float = _key(0.99, _DECAY)
     server_tau: float = _key(0.001, _POSITIVE)
 
+    average_decay: float = _key(0.0, _DECAY)
     evaluate_every: int = _key(1, _COUNT)
     validate_every: int = _key(0, _NUMBER)
     snapshot_every: int = _key(0, _NUMBER)

@@ -10,6 +10,7 @@ from zerofl.data import Dataset
 from zerofl.errors import ZeroFLError
 from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, nonzero_ratio
 from zerofl.exchange.overlap import MaskCounts
+from zerofl.exchange.round_mean import round_mean, with_round_mean
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
@@ -27,6 +28,10 @@ class ServerState(NamedTuple):
 
     model: State
     optimizer: State
+
+    def evaluated(self) -> State:
+        """The model to evaluate and to keep: the mean over the rounds with `average_decay`, else the newest one."""
+        return round_mean(self.optimizer) or self.model
 
 
 class Failure(NamedTuple):
@@ -98,14 +103,16 @@ def step(
 
 
 def optimizer_of(experiment: Experiment, model: nn.Module) -> ServerOptimizer:
-    """The experiment's server optimiser, for the parameters of `model`."""
+    """The experiment's server optimiser, for the parameters of `model`; with `average_decay` it keeps the mean too."""
     e = experiment
     if e.server_optimizer == "fedavg":
-        return fedavg()
-    if e.server_optimizer == "fedadam":
+        optimizer = fedavg()
+    elif e.server_optimizer == "fedadam":
         parameters = [name for name, _ in model.named_parameters()]
-        return fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
-    raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")
+        optimizer = fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
+    else:
+        raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")
+    return with_round_mean(optimizer, e.average_decay) if e.average_decay else optimizer
 
 
 def test_model(state: State, dataset: Dataset, experiment: Experiment) -> tuple[float | None, float]:
