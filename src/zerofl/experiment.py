@@ -15,6 +15,7 @@ from zerofl.errors import ZeroFLError
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
+from zerofl.sparse.distribution import DISTRIBUTIONS
 
 SERVER_OPTIMIZERS = ("fedavg", "fedadam")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -72,7 +73,8 @@ class Experiment:
     own default.
 
     SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
-    training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds.
+    training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds. With another
+    `sparsity_distribution` than "uniform" the layers have other sparsities, and send other parts, at the same total.
 
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops
     images, and mirrors those of CIFAR-10; the learning rate decays exponentially from `lr_start` to `lr_end` over the
@@ -122,6 +124,7 @@ class Experiment:
     sparsity: float = _key(0.95, _FRACTION)
     activation_sparsity: float | None = _key(None, _FRACTION)
     topk_period: int = _key(1, _COUNT)
+    sparsity_distribution: str = _key("uniform", _one_of(DISTRIBUTIONS))
 
     epochs: int = _key(1, _COUNT)
     batch_size: int = _key(32, _COUNT)

@@ -45,7 +45,8 @@ def train_client(
     """
     e = experiment
     trained, sparse, record = train_locally(received, dataset, e, round, client)
-    return make_update(e.uplink, received, trained, sparse, e.sparsity, e.mask_ratio), record
+    choice = sparse, e.sparsity, e.mask_ratio, e.sparsity_distribution
+    return make_update(e.uplink, received, trained, *choice), record
 
 
 def train_locally(received: State, dataset: Dataset, experiment: Experiment, round: int, client: int) -> Trained:
