@@ -86,9 +86,10 @@ class Experiment:
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
     comparison, in the paper's csr form.
 
-    Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAdam has `server_lr`, `server_beta_1`,
-    `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates after `reply_timeout_seconds`
-    stops the run.
+    Server: `rounds` with `clients_per_round`; an entry of the average is over all clients, or with
+    `overlap_normalization` 1 over those who sent it (0 to 1: in between); `server_optimizer`, where FedAdam has
+    `server_lr`, `server_beta_1`, `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates
+    after `reply_timeout_seconds` stops the run.
 
     Evaluation: of the global model, or with `average_decay` above 0 of its exponential mean over the rounds with that
     decay, which is the final model then and changes nothing that the clients get; on the test set every
@@ -144,6 +145,7 @@ class Experiment:
     clients_per_round: int = _key(10, _COUNT)
     min_replies: int = _key(1, _COUNT)
     reply_timeout_seconds: float = _key(3600.0, _POSITIVE)
+    overlap_normalization: float = _key(0.0, _SHARE)
     server_optimizer: str = _key("fedavg", _one_of(SERVER_OPTIMIZERS))
     server_lr: float = _key(0.01, _POSITIVE)
     server_beta_1: float = _key(0.9, _DECAY)

@@ -77,7 +77,7 @@ def step(
             records.append(record)
             yield update, record.examples
 
-    averaged = average(state.model, updates(), experiment.device)
+    averaged = average(state.model, updates(), experiment.device, experiment.overlap_normalization)
     if len(records) < experiment.min_replies:
         raise RoundError(_too_few(round, len(records), experiment, failures))
     model = empty_model(experiment, dataset)
