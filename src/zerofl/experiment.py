@@ -17,7 +17,9 @@ from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
 from zerofl.sparse.distribution import DISTRIBUTIONS
 
-SERVER_OPTIMIZERS = ("fedavg", "fedadam")
+SERVER_OPTIMIZERS = ("fedavg", "fedavgm", "fedadam")
+DEFAULT_SERVER_LR = {"fedavgm": 1.0}
+"""Of others it is 0.01."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
 MOST_THREADS = 1024
 
@@ -87,9 +89,9 @@ class Experiment:
     comparison, in the paper's csr form.
 
     Server: `rounds` with `clients_per_round`; an entry of the average is over all clients, or with
-    `overlap_normalization` 1 over those who sent it (0 to 1: in between); `server_optimizer`, where FedAdam has
-    `server_lr`, `server_beta_1`, `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates
-    after `reply_timeout_seconds` stops the run.
+    `overlap_normalization` 1 over those who sent it (0 to 1: in between); `server_optimizer`, where FedAvgM has
+    `server_lr` (1) and `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than
+    `min_replies` usable updates after `reply_timeout_seconds` stops the run.
 
     Evaluation: of the global model, or with `average_decay` above 0 of its exponential mean over the rounds with that
     decay, which is the final model then and changes nothing that the clients get; on the test set every
@@ -147,7 +149,7 @@ class Experiment:
     reply_timeout_seconds: float = _key(3600.0, _POSITIVE)
     overlap_normalization: float = _key(0.0, _SHARE)
     server_optimizer: str = _key("fedavg", _one_of(SERVER_OPTIMIZERS))
-    server_lr: float = _key(0.01, _POSITIVE)
+    server_lr: float | None = _key(None, _POSITIVE)
     server_beta_1: float = _key(0.9, _DECAY)
     server_beta_2: float = _key(0.99, _DECAY)
     server_tau: float = _key(0.001, _POSITIVE)
@@ -174,6 +176,8 @@ class Experiment:
             object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION.get(self.model, ""))
         if self.activation_sparsity is None:
             object.__setattr__(self, "activation_sparsity", self.sparsity)
+        if self.server_lr is None:
+            object.__setattr__(self, "server_lr", DEFAULT_SERVER_LR.get(self.server_optimizer, 0.01))
         for field in dataclasses.fields(self):
             rule = field.metadata["rule"]
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)

@@ -15,6 +15,7 @@ from zerofl.flower.engines import ENGINES
 from zerofl.run.folder import read_rounds, read_summary
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "fedavgm": {"server_optimizer": "fedavgm", "server_beta_1": 0.5, "momentum": 0.5},
     "average_decay": {"average_decay": 0.5, "server_optimizer": "fedadam"},
     "erdos_renyi_kernel": {"sparsity_distribution": "erdos_renyi_kernel", "mask_ratio": 0.1},
     "global_magnitude": {"sparsity_distribution": "global_magnitude", "uplink": "top_k_weights"},

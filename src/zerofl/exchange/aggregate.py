@@ -97,6 +97,26 @@ def fedavg() -> ServerOptimizer:
     return ServerOptimizer(init=lambda state: {}, step=lambda state, averaged, optimizer_state: (averaged, {}))
 
 
+def fedavgm(parameters: list[str], lr: float, beta: float) -> ServerOptimizer:
+    """FedAvgM (Hsu et al., 2019), with the average's change d for `parameters`: m = beta m + d;  w = w + lr m.
+
+    From m = 0; with lr 1 and beta 0 it is FedAvg. Every other tensor takes its averaged value, as in `fedadam`.
+    """
+
+    def init(state: State) -> State:
+        return {f"m.{name}": torch.zeros_like(state[name]) for name in parameters}
+
+    def step(state: State, averaged: State, optimizer_state: State) -> tuple[State, State]:
+        new_state, moments = dict(averaged), State()
+        for name in parameters:
+            m = beta * optimizer_state[f"m.{name}"] + averaged[name] - state[name]
+            new_state[name] = state[name] + lr * m
+            moments[f"m.{name}"] = m
+        return new_state, moments
+
+    return ServerOptimizer(init, step)
+
+
 def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau: float) -> ServerOptimizer:
     """FedAdam (Reddi et al., 2021, Algorithm 2), with the average's change d as the pseudo-gradient, for `parameters`:
 

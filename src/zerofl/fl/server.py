@@ -8,7 +8,7 @@ from torch import nn
 
 from zerofl.data import Dataset
 from zerofl.errors import ZeroFLError
-from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, nonzero_ratio
+from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, fedavgm, nonzero_ratio
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.round_mean import round_mean, with_round_mean
 from zerofl.exchange.update import State, Update
@@ -104,11 +104,13 @@ def step(
 
 def optimizer_of(experiment: Experiment, model: nn.Module) -> ServerOptimizer:
     """The experiment's server optimiser, for the parameters of `model`; with `average_decay` it keeps the mean too."""
-    e = experiment
+    e, parameters = experiment, [name for name, _ in model.named_parameters()]
+    assert e.server_lr is not None  # the experiment settles it
     if e.server_optimizer == "fedavg":
         optimizer = fedavg()
+    elif e.server_optimizer == "fedavgm":
+        optimizer = fedavgm(parameters, e.server_lr, e.server_beta_1)
     elif e.server_optimizer == "fedadam":
-        parameters = [name for name, _ in model.named_parameters()]
         optimizer = fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
     else:
         raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")

@@ -16,8 +16,8 @@ from zerofl.sparse.sparsify import sparse_layers
 
 # Generous: a line of rounds.jsonl is about 2 kB with ResNet-18's 16 layers, one of clients.jsonl 200 bytes.
 ROUND_BYTES, CLIENT_BYTES = 4_000, 400
-STATES = {"fedavg": 1, "fedadam": 3}
-"""Models in a checkpoint: the state, and FedAdam's two moments; with `average_decay` one more."""
+STATES = {"fedavg": 1, "fedavgm": 2, "fedadam": 3}
+"""Models in a checkpoint: the state, FedAvgM's moment, FedAdam's two; with `average_decay` one more."""
 
 
 OWN_FILES = (ROUNDS, CLIENTS, CHECKPOINT, MODEL, f"{SNAPSHOTS}/*", "*.tmp/*", f"{SNAPSHOTS}/*.tmp/*")
