@@ -15,9 +15,12 @@ from zerofl.errors import ZeroFLError
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
+from zerofl.sparse.distribution import DISTRIBUTIONS
 from zerofl.sparse.layout import STORAGE
 
-SERVER_OPTIMIZERS = ("fedavg", "fedadam")
+SERVER_OPTIMIZERS = ("fedavg", "fedavgm", "fedadam")
+DEFAULT_SERVER_LR = {"fedavgm": 1.0}
+"""Of others it is 0.01."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
 MOST_THREADS = 1024
 
@@ -74,7 +77,8 @@ class Experiment:
 
     SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
     training), and `activation_sparsity`, the same unless given; `topk_period` steps between thresholds; `storage` of
-    what a sparse model's batch normalisation reads in training, float32 or in 16 bits float16 or bfloat16.
+    what a sparse model's batch normalisation reads in training, float32 or in 16 bits float16 or bfloat16. With another
+    `sparsity_distribution` than "uniform" the layers have other sparsities, and send other parts, at the same total.
 
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops
     images, and mirrors those of CIFAR-10; the learning rate decays exponentially from `lr_start` to `lr_end` over the
@@ -86,17 +90,20 @@ class Experiment:
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
     comparison, in the paper's csr form.
 
-    Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAdam has `server_lr`, `server_beta_1`,
-    `server_beta_2` and `server_tau`; a round with fewer than `min_replies` usable updates after `reply_timeout_seconds`
-    stops the run.
+    Server: `rounds` with `clients_per_round`; an entry of the average is over all clients, or with
+    `overlap_normalization` 1 over those who sent it (0 to 1: in between); `server_optimizer`, where FedAvgM has
+    `server_lr` (1) and `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than
+    `min_replies` usable updates after `reply_timeout_seconds` stops the run.
 
     Absurd updates, against which nothing is done unless asked for: the norm of an update's change is clipped to
     `clip_norm`, and that of each tensor to `clip_median` times the round's median (0: not); of whole models the largest
     and the smallest `trim_clients` values of each entry are left out of the average, in which all clients count alike.
 
-    Evaluation: on the test set every `evaluate_every` rounds, and on the validation samples of the round's clients
-    every `validate_every` rounds (0: never); after the last round in any case. Every `snapshot_every` rounds (0: never)
-    the sparse layers' aggregated weights are kept, for Figure 3.
+    Evaluation: of the global model, or with `average_decay` above 0 of its exponential mean over the rounds with that
+    decay, which is the final model then and changes nothing that the clients get; on the test set every
+    `evaluate_every` rounds, and on the validation samples of the round's clients every `validate_every` rounds (0:
+    never); after the last round in any case. Every `snapshot_every` rounds (0: never) the sparse layers' aggregated
+    weights are kept, for Figure 3.
 
     Machine: `device`, on which clients train and the server averages and evaluates, cpu or cuda (with masks on dense
     kernels; cuda:1 is the second GPU); `threads` of PyTorch, up to 1024 (0: as many as it chooses, which is then
@@ -127,6 +134,7 @@ class Experiment:
     activation_sparsity: float | None = _key(None, _FRACTION)
     topk_period: int = _key(1, _COUNT)
     storage: str = _key("float32", _one_of(STORAGE))
+    sparsity_distribution: str = _key("uniform", _one_of(DISTRIBUTIONS))
 
     epochs: int = _key(1, _COUNT)
     batch_size: int = _key(32, _COUNT)
@@ -146,8 +154,9 @@ class Experiment:
     clients_per_round: int = _key(10, _COUNT)
     min_replies: int = _key(1, _COUNT)
     reply_timeout_seconds: float = _key(3600.0, _POSITIVE)
+    overlap_normalization: float = _key(0.0, _SHARE)
     server_optimizer: str = _key("fedavg", _one_of(SERVER_OPTIMIZERS))
-    server_lr: float = _key(0.01, _POSITIVE)
+    server_lr: float | None = _key(None, _POSITIVE)
     server_beta_1: float = _key(0.9, _DECAY)
     server_beta_2: float = _key(0.99, _DECAY)
     server_tau: float = _key(0.001, _POSITIVE)
@@ -155,6 +164,7 @@ class Experiment:
     clip_median: float = _key(0.0, _AMOUNT)
     trim_clients: int = _key(0, _NUMBER)
 
+    average_decay: float = _key(0.0, _DECAY)
     evaluate_every: int = _key(1, _COUNT)
     validate_every: int = _key(0, _NUMBER)
     snapshot_every: int = _key(0, _NUMBER)
@@ -176,6 +186,8 @@ class Experiment:
             object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION.get(self.model, ""))
         if self.activation_sparsity is None:
             object.__setattr__(self, "activation_sparsity", self.sparsity)
+        if self.server_lr is None:
+            object.__setattr__(self, "server_lr", DEFAULT_SERVER_LR.get(self.server_optimizer, 0.01))
         for field in dataclasses.fields(self):
             rule = field.metadata["rule"]
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
@@ -183,6 +195,9 @@ class Experiment:
         self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
+        if self.uplink == "top_k_weights" and (self.clip_norm or self.clip_median):
+            why = "0 with clipped weights, which are those of all clients"
+            self._expect("overlap_normalization", not self.overlap_normalization, why)
         if self.trim_clients:
             few = f"more than 2 * trim_clients = {2 * self.trim_clients}: with so few replies nothing would be left"
             self._expect("uplink", self.uplink == "full", "full with trim_clients, which averages whole models")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerofl.sparse.blocks import conv_norm_relu, fork, relu_pool
-from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
+from zerofl.sparse.distribution import DISTRIBUTIONS
+from zerofl.sparse.topk import keep_active, top_k_threshold
 
 
 class BasicBlock(nn.Module):
@@ -83,7 +84,7 @@ class LeafCNN(nn.Module):
         return self.fc2(F.relu(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
 
 
-def he_(model: nn.Module, sparsity: float, generator: torch.Generator) -> None:
+def he_(model: nn.Module, sparsity: float, generator: torch.Generator, distribution: str = "uniform") -> None:
     """He's normal initialisation by fan-in for every convolution and linear, with zero bias."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -92,21 +93,22 @@ def he_(model: nn.Module, sparsity: float, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def sparse_he_(model: nn.Module, sparsity: float, generator: torch.Generator) -> None:
+def sparse_he_(model: nn.Module, sparsity: float, generator: torch.Generator, distribution: str = "uniform") -> None:
     """He's, with each sparse layer scaled so that its top-k part alone keeps He's variance 2 / fan_in.
 
     A layer's signal comes through its top-k weights only. Without the factor the top 5 % of a normal distribution carry
     28 % of its variance, so the signal shrinks in every layer and a network without BatchNorm hardly learns.
     """
     he_(model, sparsity, generator)
-    for name in model.sparse_layers:  # type: ignore[union-attr]
-        weight = model.get_parameter(f"{name}.weight").detach()
-        top_k = keep_active(weight, top_k_threshold(weight, count_top_k(weight.numel(), sparsity)))
+    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in model.sparse_layers}  # type: ignore[union-attr]
+    for name, k in DISTRIBUTIONS[distribution](weights, sparsity, 0.0).items():
+        weight = weights[name]
+        top_k = keep_active(weight, top_k_threshold(weight, k))
         variance = 2 / weight[0].numel()
         weight.mul_(math.sqrt(variance * weight.numel()) / top_k.norm())
 
 
-INITIALIZATIONS: dict[str, Callable[[nn.Module, float, torch.Generator], None] | None] = {
+INITIALIZATIONS: dict[str, Callable[[nn.Module, float, torch.Generator, str], None] | None] = {
     "pytorch": None,  # each layer's own, which its constructor has done
     "he": he_,
     "sparse_he": sparse_he_,
@@ -126,8 +128,10 @@ def build_model(model: str, classes: int, in_channels: int, width: int) -> ResNe
     raise ValueError(f"model = {model!r}: expected one of {sorted(DEFAULT_INITIALIZATION)}")
 
 
-def initialize_(model: nn.Module, initialization: str, sparsity: float, seed: int) -> None:
+def initialize_(
+    model: nn.Module, initialization: str, sparsity: float, seed: int, distribution: str = "uniform"
+) -> None:
     """Give a newly made model its initial weights, a function of `seed`."""
     initialize = INITIALIZATIONS[initialization]
     if initialize is not None:
-        initialize(model, sparsity, torch.Generator().manual_seed(seed))
+        initialize(model, sparsity, torch.Generator().manual_seed(seed), distribution)

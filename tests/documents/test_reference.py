@@ -26,7 +26,7 @@ PUBLIC = {
     "zerofl.exchange.uplink": ("UPLINKS", "Uplink", "make_update"),
     "zerofl.exchange.update": ("Sparse", "State", "Update"),
     "zerofl.exchange.wire": tuple(zerofl.exchange.wire.__all__),
-    "zerofl.exchange.aggregate": ("ServerOptimizer", "average", "fedadam", "fedavg", "nonzero_ratio"),
+    "zerofl.exchange.aggregate": ("ServerOptimizer", "average", "fedadam", "fedavg", "fedavgm", "nonzero_ratio"),
     "zerofl.exchange.robust": ("Clip", "clipped", "trimmed_mean"),
     "zerofl.data": tuple(zerofl.data.__all__),
     "zerofl.data.partition": ("lda_partition", "validation_split"),

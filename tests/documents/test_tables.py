@@ -14,13 +14,14 @@ from zerofl.exchange.uplink import UPLINKS
 from zerofl.exchange.wire import POSITIONS, VALUES
 from zerofl.experiment import PRECISIONS, SERVER_OPTIMIZERS, Experiment
 from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
+from zerofl.sparse.distribution import DISTRIBUTIONS
 
 PAGE = ROOT / "docs" / "experiments.md"
 FIELDS = {field.name: field for field in dataclasses.fields(Experiment)}
 CHOICES: dict[str, Collection[str]] = {
     "dataset": DATASETS, "partition": PARTITIONS, "model": DEFAULT_INITIALIZATION, "initialization": INITIALIZATIONS,
     "precision": PRECISIONS, "uplink": UPLINKS, "uplink_values": VALUES, "uplink_positions": POSITIONS,
-    "server_optimizer": SERVER_OPTIMIZERS,
+    "server_optimizer": SERVER_OPTIMIZERS, "sparsity_distribution": DISTRIBUTIONS,
 }  # fmt: skip
 
 

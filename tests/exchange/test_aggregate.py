@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, nonzero_ratio
+from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, fedavgm, nonzero_ratio
 from zerofl.exchange.update import State, Update, sparsified
 from zerofl.exchange.uplink import UPLINKS, make_update
 from zerofl.exchange.wire import decode, encode, schema_of
@@ -64,6 +64,20 @@ def test_fedadam_leaves_buffers_and_counters_to_the_average() -> None:
     torch.testing.assert_close(new_state["w"], torch.tensor([1 + 0.01 / 0.101]))
 
 
+def test_fedavgm_by_hand_and_without_momentum() -> None:
+    state: State = {"w": torch.tensor([0.0]), "running_var": torch.tensor([2.0]), "n": torch.tensor(1)}
+    averaged: State = {"w": torch.tensor([1.0]), "running_var": torch.tensor([0.5]), "n": torch.tensor(4)}
+    optimizer = fedavgm(["w"], lr=1.0, beta=0.9)
+    first, moments = optimizer.step(state, averaged, optimizer.init(state))
+    second, _ = optimizer.step(first, {**averaged, "w": torch.tensor([2.0])}, moments)
+    # Both changes are 1: m = 1, then 0.9 + 1 = 1.9, so w = 1 and then 2.9.
+    assert first["w"].item() == 1.0
+    torch.testing.assert_close(second["w"], torch.tensor([2.9]))
+    assert (first["running_var"].item(), first["n"].item(), first["n"].dtype) == (0.5, 4, torch.int64)
+    plain = fedavgm(["w"], lr=1.0, beta=0.0)
+    assert plain.step(state, averaged, plain.init(state))[0]["w"].item() == averaged["w"].item()
+
+
 def test_nonzero_ratio() -> None:
     assert nonzero_ratio(torch.tensor([[0.0, 1.0], [-2.0, 0.0]])) == 0.5
 
@@ -120,6 +134,11 @@ def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
         if server == "fedavg":
             w, b = averaged, averaged_bias
             continue
+        if server == "fedavgm":
+            for i, (old, new) in enumerate(zip([*w, b], [*averaged, averaged_bias], strict=True)):
+                moments[i][0] = 0.5 * moments[i][0] + new - old
+            w, b = [x + 0.8 * m for x, (m, _) in zip(w, moments[:4], strict=True)], b + 0.8 * moments[4][0]
+            continue
         stepped = []
         for old, new, moment in zip([*w, b], [*averaged, averaged_bias], moments, strict=True):
             moment[0] = 0.9 * moment[0] + 0.1 * (new - old)
@@ -134,7 +153,12 @@ def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
 def test_two_rounds_over_the_wire_equal_hand_arithmetic(uplink: str, server: str) -> None:
     state: State = {"w": torch.tensor(START).view(2, 2), "b": torch.tensor([0.0])}
     schema = schema_of(state)
-    optimizer: ServerOptimizer = fedavg() if server == "fedavg" else fedadam(["w", "b"], **ADAM)
+    optimizers: dict[str, ServerOptimizer] = {
+        "fedavg": fedavg(),
+        "fedavgm": fedavgm(["w", "b"], lr=0.8, beta=0.5),
+        "fedadam": fedadam(["w", "b"], **ADAM),
+    }
+    optimizer = optimizers[server]
     optimizer_state = optimizer.init(state)
     for round in (1, 2):
         updates = []

@@ -40,6 +40,7 @@ def test_a_row_shows_mean_and_deviation_of_its_seeds_beside_the_papers(sweep: Pa
     assert line["Paper %"] == "74.00 ± 0.74"
     assert line["Difference"] == "-17.00"
     assert line["MB an update"] == "40.00 (43.7)"
+    assert line["MB down for it"] == "30.00"  # 1,200 MB for 40 updates
     assert line["Savings"] == "1.1x (1.0x)"
     assert (line["Seeds finished"], line["Not finished"]) == ("2 of 2", "")
     assert cells(row_table(collection), "dense")["Paper %"] == ""

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,12 +24,15 @@ def disk(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2 * free, free, free))
 
 
-def test_a_run_takes_no_more_than_foreseen(cifar_root: Path, tmp_path: Path) -> None:
-    experiment = experiment_of(cifar_root, snapshot_every=1, server_optimizer="fedadam")
+@pytest.mark.parametrize(("server", "states"), [({"server_optimizer": "fedadam"}, 3), ({"average_decay": 0.9}, 2)])
+def test_a_run_takes_no_more_than_foreseen(
+    server: dict[str, Any], states: int, cifar_root: Path, tmp_path: Path
+) -> None:
+    experiment = experiment_of(cifar_root, snapshot_every=1, **server)
     run(experiment, tmp_path / "run")
     taken = sum(path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert 0.5 * room_of(experiment).kept < taken <= room_of(experiment).kept
-    checkpoint = 3 * (tmp_path / "run" / "model.safetensors").stat().st_size
+    checkpoint = states * (tmp_path / "run" / "model.safetensors").stat().st_size
     assert room_of(experiment).passing == pytest.approx(2 * checkpoint, rel=0.1)
 
 

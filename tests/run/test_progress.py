@@ -15,7 +15,7 @@ from zerofl.run.sweep import find_sweep, read_sweep
 
 
 def record(round: int, **values: Any) -> RoundRecord:
-    figures = {"uplink_bytes": 61_000_000, "test_accuracy": 0.5, "train_loss": 1.25}
+    figures = {"uplink_bytes": 61_000_000, "downlink_bytes": 1_000_000, "test_accuracy": 0.5, "train_loss": 1.25}
     return round_record(round, **(figures | values))
 
 
@@ -46,7 +46,7 @@ def test_a_round_shows_its_clients_and_what_is_left(clock: list[float]) -> None:
     """Three of 43 rounds of four minutes: forty are left, 2 h 40 min."""
     line = shown(120, clock, 240.0, done=3, rounds=43, clients=7)
     assert line.startswith(
-        "round 4/43  client 7/10  about 2 h 40 min left  accuracy 50.0%  loss 1.250  uplink 183.0 MB"
+        "round 4/43  client 7/10  about 2 h 40 min left  accuracy 50.0%  loss 1.250  uplink 183.0 MB  downlink 3.0 MB"
     )
 
 
@@ -68,8 +68,8 @@ def test_without_a_terminal_a_round_is_a_line_and_a_client_none(clock: list[floa
         run(record(3, train_loss=None))
     assert file.getvalue().splitlines() == [
         "a  round 2  client 4 failed: [no] reason",
-        "a  round 2/3  accuracy 50.0%  loss 1.250  uplink 122.0 MB  about 2 min left",
-        "a  round 3/3  accuracy 50.0%  uplink 183.0 MB",
+        "a  round 2/3  accuracy 50.0%  loss 1.250  uplink 122.0 MB  downlink 2.0 MB  about 2 min left",
+        "a  round 3/3  accuracy 50.0%  uplink 183.0 MB  downlink 3.0 MB",
     ]
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from zerofl.exchange.update import Sparse, State, Update, entries
 from zerofl.exchange.wrappers import differing_names
-from zerofl.sparse.topk import count_top_k, top_k_threshold
+from zerofl.sparse.distribution import DISTRIBUTIONS
+from zerofl.sparse.topk import top_k_threshold
 
 
 def weights(received: Tensor, trained: Tensor) -> Tensor:
@@ -45,12 +46,19 @@ UPLINKS = {
 
 
 def make_update(
-    uplink: str, received: State, trained: State, sparse: Iterable[str], sparsity: float, mask_ratio: float
+    uplink: str,
+    received: State,
+    trained: State,
+    sparse: Iterable[str],
+    sparsity: float,
+    mask_ratio: float,
+    distribution: str = "uniform",
 ) -> Update:
     """The client's update after local training (Algorithm 1, "Determine which weights to send").
 
     Of each tensor named in `sparse` the strategy sends K = ceil((1 - sparsity + mask_ratio) * numel) entries, chosen
-    per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Every other tensor is sent
+    per layer; K reaches the whole layer when mask_ratio >= sparsity, which is vanilla SWAT. Another `distribution`, a
+    name in `zerofl.sparse.distribution`, deals the same total to the layers in its way. Every other tensor is sent
     whole. The states may be on another device, where the choice is made then; the update is on the CPU.
 
     The names of a `tied` parameter get the same entries, one object for all of them: sparse if `sparse` has any.
@@ -75,6 +83,8 @@ def make_update(
             )
     first_of = tied(received, trained)
     sparse = {first_of.get(name, name) for name in sparse}
+    by = {name: ranks(received[name], after) for name, after in trained.items() if name in sparse}
+    counts = DISTRIBUTIONS[distribution](by, sparsity, mask_ratio)
     tensors: dict[str, Tensor | Sparse] = {}
     for name, after in trained.items():
         if (first := first_of[name]) != name:
@@ -84,12 +94,11 @@ def make_update(
         if uplink == "full" or not after.is_floating_point():
             tensors[name] = after.cpu()
             continue
-        sent = sends(before, after)
         if name in sparse:
-            k = count_top_k(after.numel(), sparsity, mask_ratio)
-            tensors[name] = keep_largest(sent, sent if ranks is sends else ranks(before, after), k)
+            rank = by.pop(name)
+            tensors[name] = keep_largest(rank if ranks is sends else sends(before, after), rank, counts[name])
         else:
-            tensors[name] = sent.cpu()
+            tensors[name] = sends(before, after).cpu()
     return Update(adds, tensors)
 
 

@@ -45,7 +45,8 @@ def train_client(
     """
     e = experiment
     trained, sparse, record = train_locally(received, dataset, e, round, client)
-    return make_update(e.uplink, received, trained, sparse, e.sparsity, e.mask_ratio), record
+    choice = sparse, e.sparsity, e.mask_ratio, e.sparsity_distribution
+    return make_update(e.uplink, received, trained, *choice), record
 
 
 def train_locally(received: State, dataset: Dataset, experiment: Experiment, round: int, client: int) -> Trained:
@@ -103,8 +104,9 @@ def _training(experiment: Experiment, dataset: Dataset) -> Iterator[_Train]:
         return
     if experiment.device != "cpu":
         warnings.warn(
-            f"topk_period = {experiment.topk_period}: steps that differ are not recorded as a CUDA graph, so the GPU "
-            "waits for Python; with topk_period = 1 it does not",
+            f"topk_period = {experiment.topk_period} with sparsity_distribution = "
+            f"{experiment.sparsity_distribution!r}: steps that differ are not recorded as a CUDA graph, so the GPU "
+            "waits for Python; with topk_period = 1 and another distribution than 'global_magnitude' it does not",
             stacklevel=2,
         )
     yield partial(train_state, dataset=dataset, experiment=experiment)

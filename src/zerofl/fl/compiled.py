@@ -162,9 +162,11 @@ class Slot:
 def takes(experiment: Experiment) -> bool:
     """Whether a GPU trains this experiment in slots.
 
-    With `topk_period` above 1 the steps differ, and a graph repeats one: then each operation is launched by itself.
+    A graph repeats one step, with the K it was recorded with. With `topk_period` above 1 the steps differ, and with
+    sparsity by global magnitude the layers' K from round to round: then each operation is launched by itself.
     """
-    return experiment.device != "cpu" and experiment.topk_period == 1
+    e = experiment
+    return e.device != "cpu" and e.topk_period == 1 and e.sparsity_distribution != "global_magnitude"
 
 
 @contextmanager

@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from zerofl.data import Dataset
+from zerofl.exchange.update import State
 from zerofl.experiment import Experiment
+from zerofl.fl.train import empty_model
 from zerofl.models import build_model
+from zerofl.sparse.sparsify import sparse_layers
 
 
 class Flops(NamedTuple):
@@ -17,20 +20,21 @@ class Flops(NamedTuple):
     sparse: float
 
 
-def training_flops(experiment: Experiment, dataset: Dataset) -> Flops:
+def training_flops(experiment: Experiment, dataset: Dataset, state: State) -> Flops:
     """What one sample takes, forward and backward, in the convolutions and linear layers of the experiment's model.
 
     Each multiply-add is two operations, and each of the three products (forward, grad_input, grad_weight) takes one
     for every pair of weight and output position; the first layer needs no grad_input. In a sparse layer the first two
-    take the active weights only, the third the active activations (Eqs. 1 and 2). BatchNorm, biases and the search for
-    the top K are not counted.
+    take the layer's active weights only, the third its active activations (Eqs. 1 and 2). BatchNorm, biases and the
+    search for the top K are not counted. `state` is the model's: its weights decide what the layers have of a sparsity
+    that is dealt by magnitude.
     """
     shape = tuple(dataset.train.images.shape[1:])
     with torch.device("meta"):
         model = build_model(experiment.model, len(dataset.classes), shape[0], experiment.width)
-    assert experiment.activation_sparsity is not None
-    active_weights, active_activations = 1 - experiment.sparsity, 1 - experiment.activation_sparsity
-    sparse = {model.get_submodule(name) for name in model.sparse_layers}
+    trained = empty_model(experiment, dataset)
+    trained.load_state_dict(state, assign=True)
+    sparse = {model.get_submodule(name): layer for name, layer in sparse_layers(trained)}
     dense_flops = sparse_flops = 0.0
     first = True
 
@@ -41,8 +45,8 @@ def training_flops(experiment: Experiment, dataset: Dataset) -> Flops:
         by_weight = 1 if first else 2  # forward and grad_input
         first = False
         dense_flops += product * (by_weight + 1)
-        if layer in sparse:
-            sparse_flops += product * (by_weight * active_weights + active_activations)
+        if (of := sparse.get(layer)) is not None:
+            sparse_flops += product * (by_weight * (1 - of.sparsity) + 1 - of.activation_sparsity)
         else:
             sparse_flops += product * (by_weight + 1)
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from zerofl.data import Dataset
 from zerofl.errors import ZeroFLError
-from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, nonzero_ratio
+from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg, fedavgm, nonzero_ratio
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.robust import clipped, trimmed_mean
+from zerofl.exchange.round_mean import round_mean, with_round_mean
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
@@ -29,6 +30,10 @@ class ServerState(NamedTuple):
 
     model: State
     optimizer: State
+
+    def evaluated(self) -> State:
+        """The model to evaluate and to keep: the mean over the rounds with `average_decay`, else the newest one."""
+        return round_mean(self.optimizer) or self.model
 
 
 class Failure(NamedTuple):
@@ -80,7 +85,7 @@ def step(
     if e.trim_clients:
         averaged = trimmed_mean(state.model, updates(), e.trim_clients, e.device)
     else:
-        averaged = average(state.model, updates(), e.device)
+        averaged = average(state.model, updates(), e.device, e.overlap_normalization)
     if len(records) < experiment.min_replies:
         raise RoundError(_too_few(round, len(records), experiment, failures))
     model = empty_model(experiment, dataset)
@@ -106,14 +111,18 @@ def step(
 
 
 def optimizer_of(experiment: Experiment, model: nn.Module) -> ServerOptimizer:
-    """The experiment's server optimiser, for the parameters of `model`."""
-    e = experiment
+    """The experiment's server optimiser, for the parameters of `model`; with `average_decay` it keeps the mean too."""
+    e, parameters = experiment, [name for name, _ in model.named_parameters()]
+    assert e.server_lr is not None  # the experiment settles it
     if e.server_optimizer == "fedavg":
-        return fedavg()
-    if e.server_optimizer == "fedadam":
-        parameters = [name for name, _ in model.named_parameters()]
-        return fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
-    raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")
+        optimizer = fedavg()
+    elif e.server_optimizer == "fedavgm":
+        optimizer = fedavgm(parameters, e.server_lr, e.server_beta_1)
+    elif e.server_optimizer == "fedadam":
+        optimizer = fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau)
+    else:
+        raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")
+    return with_round_mean(optimizer, e.average_decay) if e.average_decay else optimizer
 
 
 def test_model(state: State, dataset: Dataset, experiment: Experiment) -> tuple[float | None, float]:

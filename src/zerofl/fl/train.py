@@ -13,6 +13,7 @@ from zerofl.exchange.update import State
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
+from zerofl.sparse.distribution import keep_dealt_
 from zerofl.sparse.sgd import SparseSGD
 from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
 
@@ -100,7 +101,7 @@ def initial_model(experiment: Experiment, dataset: Dataset) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = plain_model(experiment, dataset)
-    initialize_(model, experiment.initialization, experiment.sparsity, seed)
+    initialize_(model, experiment.initialization, experiment.sparsity, seed, experiment.sparsity_distribution)
     return model
 
 
@@ -124,6 +125,7 @@ def sparse_model(experiment: Experiment, classes: int, in_channels: int) -> nn.M
             topk_period=experiment.topk_period,
             storage=experiment.storage,
         )
+        keep_dealt_(model, experiment.sparsity_distribution, experiment.sparsity)
     return model
 
 

@@ -21,7 +21,8 @@ from zerofl.report.paper_bytes import PAPER_MB, paper_csr_bytes, paper_full_byte
 PAPER_WIDTH = 64  # stem channels of the paper's ResNet-18
 
 NOTE = (
-    "Measured MB are 10^6 bytes on the wire, in brackets the paper's figure. The paper's MB are 1,024,000 bytes of an "
+    "Measured MB are 10^6 bytes on the wire, up in an update and down to the clients for each of them, in brackets the "
+    "paper's figure. The paper's MB are 1,024,000 bytes of an "
     "estimate, which the column beside makes for the model of the run: 8 bytes for every number of a sparse update, 4 "
     "for every one of the whole model. Savings are against sending the model's numbers as they are."
 )
@@ -53,6 +54,11 @@ def measured_size(rows: list[ReportRow]) -> Beside:
     if paper and any(has_other_model(row.experiment) for row in rows):
         paper += f" at width {PAPER_WIDTH}"
     return Beside(_range(measured, 2), paper)
+
+
+def downlink_size(rows: list[ReportRow]) -> str:
+    """MB that went down to the clients for each update that was used: the model, and again where they validated."""
+    return _range([sum(s.downlink_bytes for s in of) / sum(s.updates for s in of) / MB for of in _summaries(rows)], 2)
 
 
 def counted_size(rows: list[ReportRow]) -> str:

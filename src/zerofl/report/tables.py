@@ -7,7 +7,7 @@ from zerofl.experiment import Experiment
 from zerofl.fl.records import Summary
 from zerofl.report.cells import Beside, Cell, Table
 from zerofl.report.collect import Collection, ReportRow
-from zerofl.report.sizes import counted_size, measured_size, savings, sizes_note
+from zerofl.report.sizes import counted_size, downlink_size, measured_size, savings, sizes_note
 from zerofl.run.sweep import METRICS
 
 STRATEGIES = {
@@ -20,7 +20,7 @@ STRATEGIES = {
 """The paper's names of the columns of Table 1."""
 
 
-SIZE_COLUMNS = ["MB an update", "The paper's count, MB", "Savings"]
+SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savings"]
 
 
 def strategy(experiment: Experiment) -> str:
@@ -292,7 +292,7 @@ def _beside(row: ReportRow | None, metric: str) -> Cell:
 
 
 def _sizes(rows: list[ReportRow]) -> list[Cell]:
-    return [measured_size(rows), counted_size(rows), savings(rows)]
+    return [measured_size(rows), downlink_size(rows), counted_size(rows), savings(rows)]
 
 
 def _paper_accuracy(row: ReportRow) -> str:

@@ -54,7 +54,7 @@ class RunProgress:
         self._console, self._name, self._rounds = console, name, rounds
         self._earlier, self._started = len(earlier), time.monotonic()
         self._round, self._ends = len(earlier), 0.0
-        self._clients, self._accuracy, self._loss, self._uplink_bytes = "", "", "", 0
+        self._clients, self._accuracy, self._loss, self._uplink_bytes, self._downlink_bytes = "", "", "", 0, 0
         for record in earlier:
             self._note(record)
         self._live = Live(get_renderable=self._line, console=console) if console.is_live else None
@@ -90,12 +90,14 @@ class RunProgress:
     def _note(self, record: RoundRecord) -> None:
         self._round = record.round
         self._uplink_bytes += record.uplink_bytes
+        self._downlink_bytes += record.downlink_bytes
         if record.test_accuracy is not None:
             self._accuracy = f"accuracy {record.test_accuracy:.1%}"
         self._loss = "" if record.train_loss is None else f"loss {record.train_loss:.3f}"
 
     def _figures(self) -> list[str]:
-        return [self._accuracy, self._loss, f"uplink {self._uplink_bytes / MB:.1f} MB"]
+        up, down = (f"{of / MB:.1f} MB" for of in (self._uplink_bytes, self._downlink_bytes))
+        return [self._accuracy, self._loss, f"uplink {up}", f"downlink {down}"]
 
     def _left(self) -> str:
         if self._earlier < self._round < self._rounds:
@@ -123,14 +125,15 @@ class RunProgress:
 
 
 def summary_table(summaries: Iterable[Summary]) -> Table:
-    """Final accuracy, savings and uplink of finished runs."""
-    columns = ["run", "test accuracy", "savings", "uplink MB", "rounds", "s a round", "training s"]
+    """Final accuracy, savings, and the bytes both ways of finished runs."""
+    columns = ["run", "test accuracy", "savings", "uplink MB", "downlink MB", "rounds", "s a round", "training s"]
     rows = [
         [
             summary.name,
             "" if summary.test_accuracy is None else f"{summary.test_accuracy:.1%}",
             f"{summary.savings:.1f}x",
             f"{summary.uplink_bytes / MB:.1f}",
+            f"{summary.downlink_bytes / MB:.1f}",
             str(summary.rounds),
             f"{summary.seconds / summary.rounds:.2f}",
             f"{summary.train_seconds:.1f}",

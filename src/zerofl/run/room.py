@@ -16,8 +16,8 @@ from zerofl.sparse.sparsify import sparse_layers
 
 # Generous: a line of rounds.jsonl is about 2 kB with ResNet-18's 16 layers, one of clients.jsonl 200 bytes.
 ROUND_BYTES, CLIENT_BYTES = 4_000, 400
-STATES = {"fedavg": 1, "fedadam": 3}
-"""Models in a checkpoint: the state, and FedAdam's two moments."""
+STATES = {"fedavg": 1, "fedavgm": 2, "fedadam": 3}
+"""Models in a checkpoint: the state, FedAvgM's moment, FedAdam's two; with `average_decay` one more."""
 
 
 OWN_FILES = (ROUNDS, CLIENTS, CHECKPOINT, MODEL, f"{SNAPSHOTS}/*", "*.tmp/*", f"{SNAPSHOTS}/*.tmp/*")
@@ -56,8 +56,9 @@ def room_of(experiment: Experiment) -> Room:
     sparse_bytes = sum(layer.weight.numel() * layer.weight.element_size() for _, layer in sparse_layers(model))
     snapshots = e.rounds // e.snapshot_every + 1 if e.snapshot_every else 0
     records = e.rounds * (ROUND_BYTES + e.clients_per_round * CLIENT_BYTES)
+    states = STATES[e.server_optimizer] + (e.average_decay > 0)
     # A new checkpoint is written whole before the old one goes.
-    return Room(model_bytes + snapshots * sparse_bytes + records, 2 * STATES[e.server_optimizer] * model_bytes)
+    return Room(model_bytes + snapshots * sparse_bytes + records, 2 * states * model_bytes)
 
 
 def check_room(out: Path, experiments: Sequence[Experiment]) -> None:

@@ -88,14 +88,16 @@ def run_rounds(
                 payload = encode_state(state.model, schema)
             except ValueError as error:
                 raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
+            evaluated = state.evaluated()
             if _is_due(experiment.evaluate_every, round, experiment):
                 on_device = dataset_on(experiment.dataset, experiment.root, experiment.device)
-                loss, accuracy = test_model(state.model, on_device, experiment)
+                loss, accuracy = test_model(evaluated, on_device, experiment)
                 record = replace(record, test_loss=loss, test_accuracy=accuracy)
             if _is_due(experiment.validate_every, round, experiment):
                 validating = [client for client in clients if client in validated]
-                record = _validated(record, reach.validate(payload, round, validating))
-                downlink_bytes += len(validating) * len(payload)
+                shown = payload if evaluated is state.model else encode_state(evaluated, schema)
+                record = _validated(record, reach.validate(shown, round, validating))
+                downlink_bytes += len(validating) * len(shown)
             record = replace(record, downlink_bytes=downlink_bytes, seconds=time.perf_counter() - started)
             if record.nonzero_ratio and _is_due(experiment.snapshot_every, round, experiment):
                 save_snapshot(directory, round, {name: state.model[f"{name}.weight"] for name in record.nonzero_ratio})
@@ -104,10 +106,10 @@ def run_rounds(
             saved = writer.submit(save_round, directory, record, client_records, made)
             on_round(record)
         saved.result()
-    more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset)._asdict()}
+    more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset, state.model)._asdict()}
     if earlier:  # a run that was resumed with other code than it began with
         more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
-    finish_run(directory, state.model, schema.dense_bytes, **more)
+    finish_run(directory, state.evaluated(), schema.dense_bytes, **more)
 
 
 def _is_due(every: int, round: int, experiment: Experiment) -> bool:

@@ -1,0 +1,167 @@
+"""Sparsity by layer: densities by hand, the same total, and layers that have them on both backends."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.running import experiment_of
+from zerofl.data import load_dataset
+from zerofl.exchange.update import Sparse
+from zerofl.exchange.uplink import UPLINKS, make_update
+from zerofl.experiment import Experiment
+from zerofl.fl import compiled
+from zerofl.fl.flops import training_flops
+from zerofl.fl.train import empty_model, initial_model, train
+from zerofl.models import LeafCNN, ResNet18, sparse_he_
+from zerofl.sparse.dispatch import UNAVAILABLE
+from zerofl.sparse.distribution import (
+    DISTRIBUTIONS,
+    deal_sparsity_,
+    erdos_renyi_kernel,
+    global_magnitude,
+    sparsity_with,
+)
+from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
+from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
+
+# Dimensions add up to 4 + 2 + 3 + 3 = 12 and 20 + 10 = 30; 72 and 200 weights.
+WEIGHTS = {"conv": torch.ones(4, 2, 3, 3), "linear": torch.ones(20, 10)}
+
+
+def test_erdos_renyi_kernel_by_hand() -> None:
+    # A quarter of 272 is 68: 68 / 42 = 1.619 for each dimension, 19.43 of conv and 48.57 of linear, rounded up.
+    assert erdos_renyi_kernel(WEIGHTS, 0.75, 0.0) == {"conv": 20, "linear": 49}
+    # Half and a tenth of 272 are 163.2, of which the dimensions would be 46.6 of 72, and 116.6 of 200.
+    assert erdos_renyi_kernel(WEIGHTS, 0.5, 0.1) == {"conv": 47, "linear": 117}
+    # Of a third layer of 6 weights and 5 dimensions 5 * 69.5 / 47 = 7.4 would be kept: it is whole, 63.5 are left.
+    more = WEIGHTS | {"small": torch.ones(3, 2)}
+    assert erdos_renyi_kernel(more, 0.75, 0.0) == {"conv": 19, "linear": 46, "small": 6}
+    assert erdos_renyi_kernel(more, 0.5, 0.5) == {"conv": 72, "linear": 200, "small": 6}
+
+
+@pytest.mark.parametrize(
+    ("model", "percents"),
+    [(ResNet18(), {0: 27, 15: 3.3}), (LeafCNN(), {0: 100, 1: 13, 2: 4.9})],
+    ids=["resnet", "leaf"],
+)
+def test_the_densities_that_the_method_tells(model: ResNet18 | LeafCNN, percents: dict[int, float]) -> None:
+    weights = {name: model.get_parameter(f"{name}.weight") for name in model.sparse_layers}
+    densities = [100 * k / weights[name].numel() for name, k in erdos_renyi_kernel(weights, 0.95, 0.0).items()]
+    for layer, percent in percents.items():
+        assert float(f"{densities[layer]:.2g}") == percent
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("mask_ratio", [0.0, 0.2])
+def test_the_total_is_that_of_equal_sparsities(distribution: str, mask_ratio: float) -> None:
+    for model in (ResNet18(width=16), LeafCNN()):
+        weights = {name: model.get_parameter(f"{name}.weight") for name in model.sparse_layers}
+        counts = DISTRIBUTIONS[distribution](weights, 0.95, mask_ratio)
+        total = sum(w.numel() for w in weights.values())
+        assert 0 <= sum(counts.values()) - (0.05 + mask_ratio) * total < len(weights)
+        assert all(1 <= counts[name] <= weights[name].numel() for name in weights)
+
+
+@given(st.integers(1, 10**7).flatmap(lambda numel: st.tuples(st.integers(1, numel), st.just(numel))))
+def test_a_layers_sparsity_keeps_exactly_k(k_of_numel: tuple[int, int]) -> None:
+    k, numel = k_of_numel
+    assert count_top_k(numel, sparsity_with(k, numel)) == k
+
+
+@pytest.mark.parametrize("uplink", [name for name in UPLINKS if name != "full"])
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_what_is_sent_has_the_same_distribution(uplink: str, distribution: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    received, trained = (
+        {name: torch.randn(w.shape, generator=generator) for name, w in WEIGHTS.items()} for _ in range(2)
+    )
+    update = make_update(uplink, received, trained, WEIGHTS, 0.9, 0.1, distribution)
+    ranks = {name: UPLINKS[uplink].ranks(received[name], trained[name]) for name in WEIGHTS}
+    counts = DISTRIBUTIONS[distribution](ranks, 0.9, 0.1)
+    sent = {name: t.values.numel() for name, t in update.tensors.items() if isinstance(t, Sparse)}
+    assert sent == counts
+
+
+@pytest.mark.skipif(bool(UNAVAILABLE), reason="the kernels are not installed")
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_both_backends_train_with_the_layers_own_sparsities(distribution: str) -> None:
+    torch.manual_seed(0)
+    native = LeafCNN(classes=5)
+    sparse_he_(native, 0.95, torch.Generator().manual_seed(0), distribution)
+    reference = copy.deepcopy(native)
+    images, labels = torch.rand(6, 1, 28, 28), torch.arange(6) % 5
+    gradients = []
+    for model, backend in ((native, "native"), (reference, "reference")):
+        sparsify_(model, 0.95, backend=backend)  # type: ignore[arg-type]
+        deal_sparsity_(model, distribution, 0.95)
+        torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+        counts = DISTRIBUTIONS[distribution]({n: layer.weight for n, layer in sparse_layers(model)}, 0.95, 0.0)
+        for name, realised in realised_sparsity(model).items():
+            assert realised == pytest.approx(1 - counts[name] / model.get_parameter(f"{name}.weight").numel())
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_sparse_he_scales_by_each_layers_own_k() -> None:
+    model = LeafCNN()
+    sparse_he_(model, 0.95, torch.Generator().manual_seed(0), "erdos_renyi_kernel")
+    weights = {name: model.get_parameter(f"{name}.weight").detach() for name in model.sparse_layers}
+    for name, k in erdos_renyi_kernel(weights, 0.95, 0.0).items():
+        top_k = keep_active(weights[name], top_k_threshold(weights[name], k))
+        torch.testing.assert_close(top_k.square().mean(), torch.tensor(2 / weights[name][0].numel()))
+
+
+def test_global_magnitude_by_hand() -> None:
+    # K = 4 of 10. The largest magnitudes are 9, 8, 7 and twice 6; a tie is active. The layer of small ones keeps one.
+    weights = {
+        "a": torch.tensor([9.0, -6.0, 1.0, 0.5]),
+        "b": torch.tensor([-8.0, 7.0, 6.0]),
+        "c": torch.full((3,), 0.1),
+    }
+    assert global_magnitude(weights, 0.6, 0.0) == {"a": 2, "b": 3, "c": 1}
+    assert global_magnitude(weights, 0.6, 0.6) == {"a": 4, "b": 3, "c": 3}
+    # Of a model with fewer than K entries that are not zero the zeros are none of the largest.
+    assert global_magnitude({"a": torch.tensor([2.0, 0.0, 0.0]), "b": torch.zeros(3)}, 0.5, 0.0) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name != "uniform"])
+def test_an_experiments_model_has_it_and_so_has_its_arithmetic(distribution: str, cifar_root: Path) -> None:
+    dataset = load_dataset("cifar10", str(cifar_root))
+    uniform, dealt = (experiment_of(cifar_root, sparsity_distribution=name) for name in ("uniform", distribution))
+    model, state = empty_model(dealt, dataset), initial_model(dealt, dataset).state_dict()
+    model.load_state_dict(state, assign=True)
+    weights = {name: layer.weight.detach().clone() for name, layer in sparse_layers(model)}
+    sparsities = {name: layer.sparsity for name, layer in sparse_layers(model)}
+    counts = DISTRIBUTIONS[distribution](weights, 0.9, 0.0)
+    assert {name: count_top_k(weights[name].numel(), sparsity) for name, sparsity in sparsities.items()} == counts
+    dealt_flops, uniform_flops = (training_flops(e, dataset, state) for e in (dealt, uniform))
+    assert dealt_flops.dense == uniform_flops.dense
+    assert dealt_flops.sparse > uniform_flops.sparse  # more is left of the layers on large images
+    train(model, dataset.train.take(torch.arange(8)), dataset, dealt, round=1, client=0)
+    assert realised_sparsity(model) == pytest.approx(sparsities)  # also after a step: K is that of what was received
+
+
+def test_by_magnitude_a_model_is_dealt_anew_for_other_weights_and_can_be_pickled(cifar_root: Path) -> None:
+    dataset = load_dataset("cifar10", str(cifar_root))
+    experiment = experiment_of(cifar_root, sparsity_distribution="global_magnitude")
+    model, state = empty_model(experiment, dataset), dict(initial_model(experiment, dataset).state_dict())
+    model.load_state_dict(state, assign=True)
+    before = {name: layer.sparsity for name, layer in sparse_layers(model)}
+    state["layer4.1.conv2.weight"] = 100 * state["layer4.1.conv2.weight"]
+    copied = pickle.loads(pickle.dumps(model))
+    for of in (model, copied):
+        of.load_state_dict(state)
+        after = {name: layer.sparsity for name, layer in sparse_layers(of)}
+        assert after["layer4.1.conv2"] < before["layer4.1.conv2"]
+        assert after["layer1.0.conv1"] > before["layer1.0.conv1"]
+
+
+def test_a_graph_of_one_step_does_not_take_what_differs_by_round() -> None:
+    taken = {name: compiled.takes(Experiment(device="cuda", sparsity_distribution=name)) for name in DISTRIBUTIONS}
+    assert taken == {"uniform": True, "erdos_renyi_kernel": True, "global_magnitude": False}
