@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerofl.cli.values import positive, sparsity
+from zerofl.cli.values import positive, sparsity, watts
 
 if TYPE_CHECKING:
     from zerofl.run.console import Output
@@ -37,6 +37,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         )
         step.add_argument("--threads", type=positive, metavar="N", help="default: as many as PyTorch chooses")
         step.add_argument("--isa", choices=BENCH_ISAS, help="keep PyTorch and the kernels to these instructions")
+        step.add_argument(
+            "--watts-per-core",
+            type=watts,
+            default=0.0,
+            metavar="W",
+            help="of a busy core, for an estimate of the energy",
+        )
         step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
         step.set_defaults(command=_bench_step, benchmark=name)
 
@@ -48,12 +55,16 @@ def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output"
     from zerofl.run.files import write_atomically
 
     threads, layers = options.threads or torch.get_num_threads(), options.benchmark == "layers"
-    result = bench_step(options.model, options.batch_size, options.sparsity, threads, options.isa, errors.print, layers)
+    result = bench_step(
+        options.model, options.batch_size, options.sparsity, threads, options.isa, errors.print, layers,
+        options.watts_per_core,
+    )  # fmt: skip
     console.print_table(step_table(result))
     console.print(
         f"{result['model']}, batch {result['batch_size']}, {result['threads']} threads, {result['rows'][0]['isa']}; "
         f"{result['machine']}"
     )
+    console.print_prose(f"energy: {result['energy']}")
     if options.json:
         write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0
