@@ -81,7 +81,9 @@ MEASURED = (
     "measured by the processors' own counters (RAPL: whole packages, idle cores too, and memory where it has one), of "
     "which training gets the share that it has of the CPU time"
 )
-NOT_COVERED = "not covered: evaluation, the wire and the server, disks, network, GPUs, fans, losses of the power supply"
+NOT_COVERED = (
+    "not covered are evaluation, the wire and the server, disks, network, GPUs, fans and the power supply's losses"
+)
 
 
 def described(measured: float | None, estimate: float | None, watts_per_core: float, why: str) -> str:

@@ -109,7 +109,7 @@ def time_table(collection: Collection) -> Table:
     energy are there if a row has any.
     """
     costs = {row.name: {key: _a_thousand(row, key) for key in (*CLOCKS, *ENERGIES)} for row in collection.started}
-    with_energy = any(cost[key] is not None for cost in costs.values() for key in ENERGIES)
+    with_energy = [key for key in ENERGIES if any(cost[key] is not None for cost in costs.values())]
     dense = {
         _trained(row.experiment): costs[row.name]
         for row in reversed(collection.started)
@@ -151,10 +151,11 @@ def time_table(collection: Collection) -> Table:
         "the last step, which no pass used."
     )
     if with_energy:
-        note += (
-            f" Joules are {MEASURED}; those marked (estimate) are not measured, but CPU seconds x the row's "
-            f"watts_per_core. Of both, {NOT_COVERED}."
-        )
+        kinds = {
+            "train_joules": f"Joules are {MEASURED}.",
+            "train_joules_estimate": "Joules marked (estimate) were not measured: CPU seconds x watts_per_core.",
+        }
+        note = " ".join([note, *(kinds[key] for key in with_energy), f"Of joules {NOT_COVERED}."])
     return Table("Local training", columns, rows, note)
 
 
