@@ -30,8 +30,8 @@ from zerofl.sparse.dispatch import isa
 
 PROJECT = Path(__file__).parents[1]
 RECORD = PROJECT / "benchmarks" / "results" / "same_bytes.json"
-NOT_RESULTS = ("seconds", "train_seconds", "train_cpu_seconds", "format")
-"""Of a round's record: times, and in which form it is written."""
+NOT_RESULTS = ("seconds", "train_seconds", "train_cpu_seconds", "train_joules", "train_joules_estimate", "format")
+"""Of a round's record: times, energy, and in which form it is written."""
 
 TINY = """
 [base]

@@ -59,5 +59,5 @@ def model_bytes(directory: Path) -> bytes:
 
 
 def without_times(directory: Path) -> list[dict[str, Any]]:
-    times = ("seconds", "train_seconds", "train_cpu_seconds")
+    times = ("seconds", "train_seconds", "train_cpu_seconds", "train_joules", "train_joules_estimate")
     return [{k: v for k, v in record.items() if k not in times} for record in read_lines(directory / "rounds.jsonl")]

@@ -114,6 +114,8 @@ class Experiment:
     Ray: the existing cluster at `ray_address` (empty: a new one on this machine); each client takes `client_cpus` cores
     (0: as many as `threads`) and `client_gpus`, of which 0.25 lets four clients share a GPU. None of this changes a
     result.
+
+    Energy: `watts_per_core`, what a busy core takes on the clients (0: not known), for an estimate of their energy.
     """
 
     name: str = _key("run", _NAME)
@@ -175,6 +177,7 @@ class Experiment:
     ray_address: str = _key("")
     client_cpus: float = _key(0.0, _AMOUNT)
     client_gpus: float = _key(0.0, _AMOUNT)
+    watts_per_core: float = _key(0.0, _AMOUNT)
 
     def __post_init__(self) -> None:
         """Check every value, and settle the ones whose default depends on another.
@@ -242,8 +245,8 @@ def parse_setting(setting: str) -> tuple[str, Any]:
     return key, _typed(key, document["value"] if len(document) == 1 else text)
 
 
-WHERE = ("root", "clients_at_once", "ray_address", "client_cpus", "client_gpus")
-"""The keys that say where a run finds its data and how it uses its machine, and change no result."""
+WHERE = ("root", "clients_at_once", "ray_address", "client_cpus", "client_gpus", "watts_per_core")
+"""The keys that say where a run finds its data, how it uses its machine and what that takes; they change no result."""
 
 
 def differing_keys(one: Experiment, other: Experiment) -> list[str]:

@@ -44,7 +44,10 @@ PLAYED = (play.PAGE.name, "tutorial.md")
 """The pages whose `sh` blocks are played by a test of their own."""
 
 # Commands of the system, and where what they do is tested.
-OF_THE_SYSTEM = {"kill -9": "tests/run/test_runs.py kills and resumes"}
+OF_THE_SYSTEM = {
+    "kill -9": "tests/run/test_runs.py kills and resumes",
+    "sudo chmod a+r /sys/class/powercap/*/energy_uj": "tests/fl/test_energy.py, of the same words in a message",
+}
 
 
 def commands(page: Path) -> Iterator[str]:

@@ -103,6 +103,28 @@ def test_rows_without_cpu_seconds_are_compared_by_the_wall_and_say_so(sweep: Pat
     assert line["Realised sparsity"] == "95.00% (after the last step)"  # as it was counted when there were none
 
 
+def test_energy_is_compared_as_measured_or_as_estimated_and_says_which(sweep: Path) -> None:
+    assert not any("J" in column.split() for column in time_table(collect(sweep)).columns)  # nobody knows of any
+
+    def joules(per_round: float, **more: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return lambda record: record | {"train_joules_estimate": per_round} | more
+
+    for seed in (1, 2):
+        rewrite_rounds(sweep / f"dense-seed{seed}", joules(90.0, train_joules=160.0))
+        rewrite_rounds(sweep / f"top-k-seed{seed}", joules(9.0, train_joules=20.0))
+        rewrite_rounds(sweep / f"swat-seed{seed}", joules(18.0))
+    table = time_table(collect(sweep))
+    shown = {row: cells(table, row) for row in ("dense", "top-k", "swat")}
+    # For 4,000 samples a round. The measured joules are compared where both rows have them.
+    assert {row: line["J for 1,000 samples"] for row, line in shown.items()} == {
+        "dense": "40.0", "top-k": "5.0", "swat": "4.5 (estimate)",
+    }  # fmt: skip
+    assert {row: line["J, dense / this"] for row, line in shown.items()} == {
+        "dense": "1.00x", "top-k": "8.00x", "swat": "5.00x (estimate)",
+    }  # fmt: skip
+    assert all(words in table.note for words in ("Joules are measured", "Joules marked (estimate)", "not covered are"))
+
+
 def test_both_ways_are_counted(sweep: Path) -> None:
     table = traffic_table(collect(sweep))
     assert table is not None

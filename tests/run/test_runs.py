@@ -30,6 +30,7 @@ from zerofl.sparse.sparsify import sparse_layers
 
 FIELDS = {
     "format", "round", "lr", "clients", "examples", "failures", "train_loss", "train_seconds", "train_cpu_seconds",
+    "train_joules", "train_joules_estimate",
     "realised_sparsity", "test_loss", "test_accuracy", "validation_accuracy", "uplink_bytes", "refused_bytes",
     "downlink_bytes", "nonzero_ratio", "mask_overlap", "seconds",
 }  # fmt: skip

@@ -18,6 +18,7 @@ from zerofl.bench.memory import peak_memory, reset_peak_memory
 from zerofl.bench.process import in_own_process
 from zerofl.bench.workload import Step, Workload, alike_layers, has_normalisation, make_step, sparseprop_runs
 from zerofl.errors import ZeroFLError
+from zerofl.fl import energy
 from zerofl.run.console import Table
 from zerofl.run.origin import origin
 from zerofl.sparse import dispatch
@@ -34,6 +35,7 @@ ISAS = {
     },
 }
 SECONDS, LEAST_ROUNDS = 12, 7  # of alternating steps
+ENERGY_SECONDS = 3  # of the same step, for its energy: of CPU time Linux counts hundredths of seconds
 TOLERANCE = 1e-4  # of the largest entry; what is measured is some 1e-6
 # Of the output where 16 bits are stored: a difference in the last bit of float32 may round to the next 16-bit number.
 STORED_TOLERANCE = {"float32": TOLERANCE, "float16": 5e-3, "bfloat16": 4e-2}
@@ -56,6 +58,7 @@ def bench_step(
     layers: bool = False,
     storage: str = "float32",
     compiled: bool = False,
+    watts_per_core: float = 0.0,
 ) -> dict[str, Any]:
     """Time training steps (forward, loss, backward, SGD) of a dense model and its sparse ones, one after the other.
 
@@ -65,16 +68,18 @@ def bench_step(
 
     The sparse model is compared with the reference first. `isa` keeps both to an instruction set. `note` gets a line
     for each step. With `layers` each sparse layer is measured by itself, forward and backward, one of each shape.
+    `watts_per_core` is what a busy core takes, for an estimate of a step's energy; 0 for none.
 
     Returns:
         the machine, the settings and `rows`, one for each sparsity, with the medians `dense_seconds` and
         `sparse_seconds`, their ratio `speedup`, `compiled_seconds` and `bfloat16_seconds` (None where not timed), the
         `layout_seconds` of a first look at both layouts, the most memory that a step takes beyond the model's own
-        (`dense_peak_bytes`, `sparse_peak_bytes`; None where the system does not tell), the seconds of the sparse step
-        by part, "optimiser" and "other" (`breakdown`), and the largest deviations from the reference relative to the
-        largest entry (`output_error`, `gradient_error`). Of layers also which `layers` are alike, and
-        `sparseprop_seconds`, None where SparseProp is not installed: the time of the faster of its two kernels, which
-        pack their weights before.
+        (`dense_peak_bytes`, `sparse_peak_bytes`; None where the system does not tell), the energy of a step in joules
+        (`dense_joules`, `sparse_joules`, None where it cannot be measured, and the same with `_estimate`, None without
+        watts; `energy` of the whole says what they are), the seconds of the sparse step by part, "optimiser" and
+        "other" (`breakdown`), and the largest deviations from the reference relative to the largest entry
+        (`output_error`, `gradient_error`). Of layers also which `layers` are alike, and `sparseprop_seconds`, None
+        where SparseProp is not installed: the time of the faster of its two kernels, which pack their weights before.
 
     Raises:
         BenchError: there are no kernels, or they deviate from the reference by more than `TOLERANCE`.
@@ -88,7 +93,7 @@ def bench_step(
     for workload in (Workload(model, batch_size, name) for name in names):
         what = " ".join(filter(None, (model, workload.layer)))
         note(f"{what}: checking and timing, batch {batch_size}")
-        timed = _in_own_process(isa, _measure, workload, sparsities, threads, storage, compiled)
+        timed = _in_own_process(isa, _measure, workload, sparsities, threads, storage, compiled, watts_per_core)
         note(f"{what}: peak memory")
         dense_peak_bytes = _in_own_process(isa, _peak_bytes, workload, None, threads)
         for row in timed:
@@ -101,6 +106,12 @@ def bench_step(
         "model": model,
         "batch_size": batch_size,
         "storage": storage,
+        "energy": energy.described(
+            rows[0]["dense_joules"],
+            rows[0]["dense_joules_estimate"],
+            watts_per_core,
+            f"{energy.why_not()}; --watts-per-core gives an estimate",
+        ),
         "rows": rows,
     }
 
@@ -109,9 +120,16 @@ def step_table(result: dict[str, Any]) -> Table:
     """The rows for reading, in milliseconds and MB of 10^6 bytes."""
     of_layers = "layers" in result["rows"][0]
     others = [key for key in ("compiled", "bfloat16") if result["rows"][0][f"{key}_seconds"] is not None]
+    joules = [
+        (f"{kind}_joules{suffix}", f"{kind} J{word}")
+        for suffix, word in (("", ""), ("_estimate", " (estimate)"))
+        for kind in ("dense", "sparse")
+        if result["rows"][0][f"{kind}_joules{suffix}"] is not None
+    ]
     columns = [*(["layer"] if of_layers else []), "sparsity", "speed-up", "dense ms", "sparse ms",
                *(f"dense {key} ms" for key in others),
                *(["SparseProp ms", "times"] if of_layers else []), "dense MB", "sparse MB",
+               *(column for _, column in joules),
                *(part.replace("_", " ") for part in result["rows"][0]["breakdown"])]  # fmt: skip
     rows = [
         [
@@ -122,6 +140,7 @@ def step_table(result: dict[str, Any]) -> Table:
             *(_number(row[f"{key}_seconds"], 1e3) for key in others),
             *([_number(row["sparseprop_seconds"], 1e3), str(len(row["layers"]))] if of_layers else []),
             *(_number(row[key], 1e-6) for key in ("dense_peak_bytes", "sparse_peak_bytes")),
+            *(f"{row[key]:.3f}" for key, _ in joules),
             *(f"{seconds * 1e3:.1f}" for seconds in row["breakdown"].values()),
         ]
         for row in result["rows"]
@@ -157,7 +176,9 @@ def _in_own_process(isa: str | None, function: Callable[..., T], *arguments: Any
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def _measure(workload: Workload, sparsities: Sequence[float], threads: int, storage: str, compiled: bool) -> list[Row]:
+def _measure(
+    workload: Workload, sparsities: Sequence[float], threads: int, storage: str, compiled: bool, watts_per_core: float
+) -> list[Row]:
     """Rows without the peak memory; in a process of its own."""
     torch.set_num_threads(threads)
     errors = [_check(workload, sparsity, storage) for sparsity in sparsities]
@@ -177,18 +198,19 @@ def _measure(workload: Workload, sparsities: Sequence[float], threads: int, stor
     dense_others = dict.fromkeys(("compiled_seconds", "bfloat16_seconds")) | dict(
         zip(more, times[len(times) - len(more) :], strict=True)
     )
+    dense_joules = _joules(dense_step[1].run, watts_per_core, "dense")
     rows = []
     for i, (sparsity, step) in enumerate(zip(sparsities, steps, strict=True)):
         row = {
             "sparsity": sparsity,
             "dense_seconds": dense_seconds,
             "dense_layout": names[layouts.index(dense_step[2])],
-            "layout_seconds": {
-                str(layout).removeprefix("torch."): t for layout, t in zip(layouts, seconds_of_layouts, strict=True)
-            },
+            "layout_seconds": dict(zip(names, seconds_of_layouts, strict=True)),
             **dense_others,
             "sparse_seconds": seconds[i],
             "speedup": dense_seconds / seconds[i],
+            **dense_joules,
+            **_joules(step.run, watts_per_core, "sparse"),
             "breakdown": _breakdown(step),
             "isa": dispatch.isa(),
             **errors[i],
@@ -204,7 +226,7 @@ def _measure(workload: Workload, sparsities: Sequence[float], threads: int, stor
 
 def _multiplies_bfloat16() -> bool:
     """Whether the processor has tiles for products in bfloat16 (AMX)."""
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())  # as of torch 2.6
 
 
 def _alternate(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
@@ -219,6 +241,21 @@ def _alternate(runs: Sequence[Callable[[], object]], seconds: float) -> list[flo
             run()
             own.append(time.perf_counter() - before)
     return [statistics.median(own) for own in times]
+
+
+def _joules(run: Callable[[], object], watts_per_core: float, kind: str) -> dict[str, float | None]:
+    """The energy of one run, from many of them one after the other, as the keys of a row."""
+    before, runs, started, cpu_started = energy.read(), 0, time.perf_counter(), time.process_time()
+    while (before or watts_per_core) and (not runs or time.perf_counter() - started < ENERGY_SECONDS):
+        run()
+        runs += 1
+    cpu_seconds = time.process_time() - cpu_started
+    measured = energy.joules(before, energy.read(), cpu_seconds)
+    estimate = energy.joules_estimate(cpu_seconds, watts_per_core)
+    return {
+        f"{kind}_joules": None if measured is None else measured / runs,
+        f"{kind}_joules_estimate": None if estimate is None else estimate / runs,
+    }
 
 
 def _check(workload: Workload, sparsity: float, storage: str) -> Row:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zerofl.cli.values import positive, sparsity
+from zerofl.cli.values import positive, sparsity, watts
 
 if TYPE_CHECKING:
     from zerofl.run.console import Output
@@ -51,6 +51,13 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
                 action="store_false",
                 help="leave out dense PyTorch under torch.compile, which takes a minute to compile",
             )
+        step.add_argument(
+            "--watts-per-core",
+            type=watts,
+            default=0.0,
+            metavar="W",
+            help="of a busy core, for an estimate of the energy",
+        )
         step.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
         step.set_defaults(storage="float32", compiled=name == "step", command=_bench_step, benchmark=name)
 
@@ -69,16 +76,18 @@ def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output"
         threads,
         options.isa,
         errors.print,
-        layers,
-        options.storage,
-        options.compiled,
+        layers=layers,
+        storage=options.storage,
+        compiled=options.compiled,
+        watts_per_core=options.watts_per_core,
     )
     console.print_table(step_table(result))
     console.print(
         f"{result['model']}, batch {result['batch_size']}, {result['threads']} threads, {result['rows'][0]['isa']}; "
         f"{result['machine']}"
     )
-    console.print(what_was_compared(result))
+    console.print_prose(what_was_compared(result))
+    console.print_prose(f"energy: {result['energy']}")
     if options.json:
         write_atomically(options.json, (json.dumps(result, indent=1) + "\n").encode())
     return 0

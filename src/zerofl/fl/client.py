@@ -16,7 +16,7 @@ from zerofl.exchange.update import State, Update
 from zerofl.exchange.uplink import make_update
 from zerofl.exchange.wire import Schema, encode
 from zerofl.experiment import Experiment
-from zerofl.fl import compiled
+from zerofl.fl import compiled, energy
 from zerofl.fl.precision import arithmetic
 from zerofl.fl.records import ClientRecord
 from zerofl.fl.train import TrainedModel, empty_model, evaluate, train_state
@@ -37,8 +37,8 @@ def train_client(
     """Algorithm 1, "ClientUpdate": what `client` sends back in `round` of the model it received, and what it did.
 
     `dataset` is the experiment's, whose partition deals it, and with the received state on `experiment.device`. The
-    result is a function of the arguments alone, but for the times in the record: a client keeps nothing from one round
-    to the next.
+    result is a function of the arguments alone, but for the times and the energy in the record: a client keeps nothing
+    from one round to the next.
 
     Raises:
         ValueError: the data set has no training part, or is not the experiment's; or as `make_update`.
@@ -69,10 +69,12 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
     samples = dataset.train.take(mine)
     with arithmetic(e.precision, e.device), _training(e, dataset) as train:
         clock = _cpu_clock(e)
+        counted = energy.read()
         started, cpu_started = time.perf_counter(), clock() if clock else None
         trained = train(received, samples, round=round, client=client)
         train_seconds = time.perf_counter() - started
         train_cpu_seconds = clock() - cpu_started if clock and cpu_started is not None else None
+        train_joules, train_joules_estimate = joules_of(e, counted, train_cpu_seconds)
 
     sizes = {name: trained.state[f"{name}.weight"].numel() for name in trained.sparse}
     realised = trained.realised_sparsity
@@ -84,6 +86,8 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
         train_loss=trained.loss,
         train_seconds=train_seconds,
         train_cpu_seconds=train_cpu_seconds,
+        train_joules=train_joules,
+        train_joules_estimate=train_joules_estimate,
         realised_sparsity=sum(realised[name] * sizes[name] for name in sizes) / sum(sizes.values()) if sizes else None,
     )
     return Trained(trained.state, [f"{name}.weight" for name in sizes], record)
@@ -134,6 +138,16 @@ def _cpu_clock(experiment: Experiment) -> Callable[[], float] | None:
         return time.process_time
     # Beside other clients only the time of the own thread is known, which is all where it works alone.
     return time.thread_time if experiment.threads == 1 and experiment.device == "cpu" else None
+
+
+def joules_of(
+    experiment: Experiment, before: energy.Reading | None, cpu_seconds: float | None
+) -> tuple[float | None, float | None]:
+    """What training took since the counters were read: joules as measured and as estimated, None where unknown."""
+    if experiment.device != "cpu":
+        return None, None
+    measured = energy.joules(before, energy.read(), cpu_seconds)
+    return measured, energy.joules_estimate(cpu_seconds, experiment.watts_per_core)
 
 
 def encode_update(update: Update, schema: Schema, experiment: Experiment, round: int, client: int) -> bytes:

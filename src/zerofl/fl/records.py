@@ -107,7 +107,8 @@ def _key(of: "Field[Any]") -> str:
 class ClientRecord(_Record):
     """What a client did in a round. `uplink_bytes` is the length of the payload it sent; 0 if it sent none.
 
-    `train_loss` is the mean of a sample, the seconds are those of local training, by the clock and of all threads.
+    `train_loss` is the mean of a sample, the seconds are those of local training, by the clock and of all threads, the
+    joules what it took as the processors counted it and as CPU seconds let one estimate it (`zerofl.fl.energy`).
     `realised_sparsity` is the zeros' share of all sparse weights in the last forward pass. A figure that the client did
     not report, or not credibly, is None. Where the server clips, `update_norm` is that of the change as it came, and
     `clip_factor` its norm after clipping over that.
@@ -120,6 +121,8 @@ class ClientRecord(_Record):
     train_loss: float | None = _may_be(NUMBER)
     train_seconds: float | None = _may_be(NUMBER)
     train_cpu_seconds: float | None = _may_be(NUMBER)
+    train_joules: float | None = _may_be(NUMBER)
+    train_joules_estimate: float | None = _may_be(NUMBER)
     realised_sparsity: float | None = _may_be(SHARE)
     update_norm: float | None = _may_be(NUMBER)
     clip_factor: float | None = _may_be(SHARE)
@@ -141,10 +144,11 @@ class FailureRecord(TypedDict):
 class RoundRecord(_Record):
     """What happened in a round: of the clients in `clients`, those in `failures` sent no usable update.
 
-    Losses and `realised_sparsity` are means over the clients, weighted by samples; seconds of training and bytes are
-    sums. `uplink_bytes` are those of usable updates, `refused_bytes` those of payloads that were none. `nonzero_ratio`
-    is that of each sparse layer of the new model, `mask_overlap` how far the clients' choices agree. Test and
-    validation figures are those of the new model, None where it was not evaluated; so is a loss that is not finite.
+    Losses and `realised_sparsity` are means over the clients, weighted by samples; seconds and joules of training and
+    bytes are sums. `uplink_bytes` are those of usable updates, `refused_bytes` those of payloads that were none.
+    `nonzero_ratio` is that of each sparse layer of the new model, `mask_overlap` how far the clients' choices agree.
+    Test and validation figures are those of the new model, None where it was not evaluated; so is a loss that is not
+    finite.
     """
 
     round: int = _of(COUNT)
@@ -155,6 +159,8 @@ class RoundRecord(_Record):
     train_loss: float | None = _may_be(NUMBER)
     train_seconds: float | None = _may_be(NUMBER)
     train_cpu_seconds: float | None = _may_be(NUMBER)
+    train_joules: float | None = _may_be(NUMBER)
+    train_joules_estimate: float | None = _may_be(NUMBER)
     realised_sparsity: float | None = _may_be(SHARE)
     test_loss: float | None = _may_be(NUMBER)
     test_accuracy: float | None = _may_be(SHARE)
@@ -178,7 +184,8 @@ class Summary(_Record):
     """The figures of a finished run; it ends with what they depend on.
 
     `updates` counts the usable ones, which took `uplink_bytes`; sums that the records of a version before do not have
-    are None. `flops_a_sample` are those of dense training and of SWAT.
+    are None. `energy` says what the joules are and what they cover. `flops_a_sample` are those of dense training and
+    of SWAT.
     """
 
     name: str = _of(TEXT)
@@ -198,6 +205,9 @@ class Summary(_Record):
     seconds: float = _of(NUMBER)
     train_seconds: float = _of(NUMBER)
     train_cpu_seconds: float | None = _may_be(NUMBER)
+    train_joules: float | None = _may_be(NUMBER)
+    train_joules_estimate: float | None = _may_be(NUMBER)
+    energy: str | None = _may_be(TEXT)
     threads: int = _of(COUNT)
     kernels: str | None = _may_be(TEXT)
     machine: str = _of(TEXT)

@@ -99,6 +99,8 @@ def step(
         train_loss=weighted_mean([(record.train_loss, record.examples) for record in records]),
         train_seconds=sum(record.train_seconds or 0.0 for record in records),
         train_cpu_seconds=total([record.train_cpu_seconds for record in records]),
+        train_joules=total([record.train_joules for record in records]),
+        train_joules_estimate=total([record.train_joules_estimate for record in records]),
         realised_sparsity=weighted_mean([(record.realised_sparsity, record.examples) for record in records]),
         uplink_bytes=sum(record.uplink_bytes for record in records),
         refused_bytes=sum(failure.refused_bytes for failure in failures),

@@ -89,12 +89,11 @@ def read_validation(message: Message, client: int, most_examples: int) -> Valida
     return Validation(client, examples, _figure(metrics, "accuracy"))
 
 
-CLIENT_FIGURES = ("train_loss", "train_seconds", "train_cpu_seconds", "realised_sparsity")
+_AMOUNTS = ("train_loss", "train_seconds", "train_cpu_seconds", "train_joules", "train_joules_estimate")
+CLIENT_FIGURES = (*_AMOUNTS, "realised_sparsity")
 
 # What a client reports beside its update is as little to be trusted: a figure above these, or below 0, is none.
-_LARGEST = dict.fromkeys(("train_loss", "train_seconds", "train_cpu_seconds"), 1e9) | dict.fromkeys(
-    ("realised_sparsity", "accuracy"), 1.0
-)
+_LARGEST = dict.fromkeys(_AMOUNTS, 1e9) | dict.fromkeys(("realised_sparsity", "accuracy"), 1.0)
 
 
 def _figure(metrics: dict[str, float], key: str) -> float | None:

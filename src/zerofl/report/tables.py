@@ -4,6 +4,7 @@ from itertools import pairwise
 from statistics import mean
 
 from zerofl.experiment import Experiment
+from zerofl.fl.energy import MEASURED, NOT_COVERED
 from zerofl.fl.records import Summary
 from zerofl.report.cells import Beside, Cell, Table
 from zerofl.report.collect import Collection, ReportRow
@@ -102,26 +103,30 @@ def row_table(collection: Collection) -> Table:
 
 
 def time_table(collection: Collection) -> Table:
-    """Local training: seconds for a thousand samples, against a dense row of the same model, and the arithmetic.
+    """Local training: seconds and joules for a thousand samples, against a dense row of the same model, and arithmetic.
 
-    CPU seconds are compared where both rows have them, as other work on the machine does not count there.
+    CPU seconds are compared where both rows have them, as other work on the machine does not count there. Columns of
+    energy are there if a row has any.
     """
-    seconds = {row.name: {key: _seconds_a_thousand(row, key) for key in CLOCKS} for row in collection.started}
+    costs = {row.name: {key: _a_thousand(row, key) for key in (*CLOCKS, *ENERGIES)} for row in collection.started}
+    with_energy = [key for key in ENERGIES if any(cost[key] is not None for cost in costs.values())]
     dense = {
-        _trained(row.experiment): seconds[row.name]
+        _trained(row.experiment): costs[row.name]
         for row in reversed(collection.started)
         if strategy(row.experiment) == "dense"
     }
     rows: list[list[Cell]] = []
     for row in collection.started:
         flops = next((summary.flops_a_sample for summary in row.summaries if summary.flops_a_sample), None)
-        mine = seconds[row.name]
+        mine, of_dense = costs[row.name], dense.get(_trained(row.experiment), {})
+        joules = next((f"{mine[key]:.1f}{word}" for key, word in ENERGIES.items() if mine[key] is not None), "")
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(
             [
                 row.name,
                 *("" if (value := mine[key]) is None else f"{value:.2f}" for key in CLOCKS),
-                _ratio(dense.get(_trained(row.experiment), {}), mine),
+                _ratio(of_dense, mine, CLOCKS),
+                *([joules, _ratio(of_dense, mine, ENERGIES)] if with_energy else []),
                 f"{flops['dense'] / 1e6:.0f}" if flops else "",
                 f"{flops['sparse'] / 1e6:.0f}" if flops else "",
                 f"{sum(realised) / len(realised):.2%}{_when_counted(row)}" if realised else "",
@@ -132,6 +137,7 @@ def time_table(collection: Collection) -> Table:
         "CPU s for 1,000 samples",
         "Wall s for 1,000 samples",
         "Dense / this",
+        *(["J for 1,000 samples", "J, dense / this"] if with_energy else []),
         "MFLOP a sample, dense",
         "MFLOP a sample, sparse",
         "Realised sparsity",
@@ -144,6 +150,12 @@ def time_table(collection: Collection) -> Table:
         "client's training; records of earlier versions have instead what the last threshold would have zeroed after "
         "the last step, which no pass used."
     )
+    if with_energy:
+        kinds = {
+            "train_joules": f"Joules are {MEASURED}.",
+            "train_joules_estimate": "Joules marked (estimate) were not measured: CPU seconds x watts_per_core.",
+        }
+        note = " ".join([note, *(kinds[key] for key in with_energy), f"Of joules {NOT_COVERED}."])
     return Table("Local training", columns, rows, note)
 
 
@@ -152,9 +164,9 @@ def _when_counted(row: ReportRow) -> str:
     return " (after the last step)" if row.runs[0].rounds[0].train_cpu_seconds is None else ""
 
 
-def _ratio(dense: dict[str, float | None], mine: dict[str, float | None]) -> str:
-    """How many times as long the dense row takes, by the best of CLOCKS that both have."""
-    for key, word in CLOCKS.items():
+def _ratio(dense: dict[str, float | None], mine: dict[str, float | None], measures: dict[str, str]) -> str:
+    """How many times as much the dense row takes, by the best of CLOCKS or ENERGIES that both have."""
+    for key, word in measures.items():
         of_dense, of_mine = dense.get(key), mine[key]
         if of_dense and of_mine:
             return f"{of_dense / of_mine:.2f}x{word}"
@@ -170,9 +182,12 @@ def _trained(experiment: Experiment) -> tuple[object, ...]:
 CLOCKS = {"train_cpu_seconds": "", "train_seconds": " (wall)"}
 """The records' seconds of training, the better measure first, with what stands behind a ratio of them."""
 
+ENERGIES = {"train_joules": "", "train_joules_estimate": " (estimate)"}
+"""The same of their joules."""
 
-def _seconds_a_thousand(row: ReportRow, key: str) -> float | None:
-    """Of one of CLOCKS; None where a round has it not, or where the CPU is not what trains."""
+
+def _a_thousand(row: ReportRow, key: str) -> float | None:
+    """One of CLOCKS or ENERGIES for 1,000 samples; None where a round has it not, or the CPU is not what trains."""
     if key == "train_cpu_seconds" and row.experiment.device != "cpu":
         return None
     records = [record for run in row.runs for record in run.rounds]

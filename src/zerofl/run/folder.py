@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from zerofl.exchange.update import State
 from zerofl.experiment import WHERE, Experiment, ExperimentError, make_experiment
+from zerofl.fl import energy
 from zerofl.fl.records import ClientRecord, RoundRecord, Summary, savings, total
 from zerofl.run.checkpoint import Checkpoint, load_tensors, save_checkpoint, save_tensors
 from zerofl.run.files import (
@@ -178,6 +179,10 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
     """The figures of a whole run, from its folder."""
     experiment, rounds, clients = read_experiment(directory), read_rounds(directory), read_clients(directory)
     last, uplink_bytes = rounds[-1], sum(client.uplink_bytes for client in clients)
+    train_cpu_seconds, train_joules, train_joules_estimate = (
+        total([getattr(record, key) for record in rounds])
+        for key in ("train_cpu_seconds", "train_joules", "train_joules_estimate")
+    )
     best = max((r for r in rounds if r.test_accuracy is not None), key=lambda r: r.test_accuracy or 0.0, default=None)
     return Summary(
         name=experiment.name,
@@ -196,7 +201,15 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
         failures=sum(len(record.failures) for record in rounds),
         seconds=sum(record.seconds for record in rounds),
         train_seconds=sum(record.train_seconds or 0.0 for record in rounds),
-        train_cpu_seconds=total([record.train_cpu_seconds for record in rounds]),
+        train_cpu_seconds=train_cpu_seconds,
+        train_joules=train_joules,
+        train_joules_estimate=train_joules_estimate,
+        energy=energy.described(
+            train_joules,
+            train_joules_estimate,
+            experiment.watts_per_core,
+            energy.why_not_of_run(experiment, train_cpu_seconds),
+        ),
         threads=experiment.threads,
         kernels=dispatch.name(experiment.device, experiment.precision),
         **origin(),
