@@ -256,7 +256,7 @@ def test_an_interrupted_command_says_so_in_a_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(interrupted, interrupt)
