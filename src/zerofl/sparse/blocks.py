@@ -85,7 +85,8 @@ def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> 
     )
 
 
-_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+# Before torch 2.8 nothing tells of these hooks: then checkpointing gives the same, and keeps more memory.
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
 
 
 def _is_plainly_called(module: nn.Module) -> bool:
