@@ -196,6 +196,10 @@ class Experiment:
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
         stores = self.model == "resnet18" and bool(self.sparsity or self.activation_sparsity)
         self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
+        if self.precision == "bfloat16":
+            self._expect(
+                "storage", self.storage == "float32", "float32 with precision = 'bfloat16', which stores 16 bits"
+            )
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
         if self.uplink == "top_k_weights" and (self.clip_norm or self.clip_median):

@@ -103,6 +103,16 @@ Geometry drawn_geometry(bool linear) {
   }
 }
 
+// The bits of a number in 16 of them: with so many digits, and no exponent below the least; no larger one than there is.
+int rounded(float value, int digits, int least) {
+  int exponent;
+  std::frexp(value, &exponent);
+  exponent = std::max(exponent - 1, least);
+  const double units = std::nearbyint(std::ldexp(std::abs(double{value}), digits - 1 - exponent));  // ties to even
+  const int magnitude = static_cast<int>(units) + (((exponent - least)) << (digits - 1));
+  return (std::signbit(value) ? 0x8000 : 0) + magnitude;
+}
+
 // The gradient, and a step of SGD with momentum and weight decay in its place.
 void check_gradient(const PackedInput& input, const std::vector<float>& grad_output,
                     const std::vector<double>& expected) {
@@ -144,13 +154,11 @@ void check_convolution() {
   weight.backward.run(kernels, 2, dy.data(), nullptr, nullptr, grad_input.data());
   close("grad_input", grad_input.data(), dx);
   check_gradient(input, dy, dw);
-  std::vector<uint16_t> half(y.size());
-  weight.forward.run(kernels, 2, x.data(), bias.data(), nullptr, half.data(), BFLOAT16);
-  for (size_t i = 0; i < half.size(); ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, &output[i], 4);
-    same("bfloat16", half[i], static_cast<double>((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
-  }
+  std::vector<uint16_t> stored(y.size());
+  weight.forward.run(kernels, 2, x.data(), bias.data(), nullptr, stored.data(), BFLOAT16);
+  for (size_t i = 0; i < stored.size(); ++i) same("bfloat16", stored[i], rounded(output[i], 8, -126));
+  weight.forward.run(kernels, 2, x.data(), bias.data(), nullptr, stored.data(), FLOAT16);
+  for (size_t i = 0; i < stored.size(); ++i) same("float16", stored[i], rounded(output[i], 11, -14));
 }
 
 void check_linear() {

@@ -72,8 +72,9 @@ def bench_step(
 
     Returns:
         the machine, the settings and `rows`, one for each sparsity, with the medians `dense_seconds` and
-        `sparse_seconds`, their ratio `speedup`, `compiled_seconds` and `bfloat16_seconds` (None where not timed), the
-        `layout_seconds` of a first look at both layouts, the most memory that a step takes beyond the model's own
+        `sparse_seconds`, their ratio `speedup`, `compiled_seconds` and `bfloat16_seconds` (None where not timed;
+        `compile_error` is what torch.compile said if it failed), the `layout_seconds` of a first look at both layouts,
+        the most memory that a step takes beyond the model's own
         (`dense_peak_bytes`, `sparse_peak_bytes`; None where the system does not tell), the energy of a step in joules
         (`dense_joules`, `sparse_joules`, None where it cannot be measured, and the same with `_estimate`, None without
         watts; `energy` of the whole says what they are), the seconds of the sparse step by part, "optimiser" and
@@ -154,6 +155,8 @@ def what_was_compared(result: dict[str, Any]) -> str:
     dense = f"dense: PyTorch {torch.__version__}, float32, the faster of its layouts here ({row['dense_layout']})"
     if row["compiled_seconds"] is not None:
         dense += "; compiled: the same under torch.compile"
+    elif row["compile_error"]:
+        dense += f"; torch.compile failed: {row['compile_error']}"
     if row["bfloat16_seconds"] is not None:
         dense += "; bfloat16: dense autocast, which is another precision"
     ours = "sparse: this package's kernels, float32"
@@ -187,11 +190,16 @@ def _measure(
     seconds_of_layouts = _alternate([step.run for step in dense], seconds=0)
     dense_step = min(zip(seconds_of_layouts, dense, layouts, strict=True), key=lambda each: each[0])
     steps = [make_step(workload, sparsity, storage=storage) for sparsity in sparsities]
-    more = {}
+    more, compile_error = {}, None
     if compiled:
-        more["compiled_seconds"] = make_step(workload, None, memory_format=dense_step[2], compiled=True).run
-        if _multiplies_bfloat16():
-            more["bfloat16_seconds"] = make_step(workload, None, memory_format=dense_step[2], autocast=True).run
+        run = make_step(workload, None, memory_format=dense_step[2], compiled=True).run
+        try:
+            run()
+            more["compiled_seconds"] = run
+        except torch._dynamo.exc.TorchDynamoException as error:  # most often there is no C++ compiler
+            compile_error = str(error).strip().partition("\n")[0]
+    if not workload.layer and _multiplies_bfloat16():
+        more["bfloat16_seconds"] = make_step(workload, None, memory_format=dense_step[2], autocast=True).run
     others = [run for sparsity in sparsities for run in sparseprop_runs(workload, sparsity)]
     times = _alternate([dense_step[1].run, *(step.run for step in steps), *others, *more.values()], SECONDS)
     dense_seconds, seconds = times[0], times[1 : len(times) - len(more)]
@@ -207,6 +215,7 @@ def _measure(
             "dense_layout": names[layouts.index(dense_step[2])],
             "layout_seconds": dict(zip(names, seconds_of_layouts, strict=True)),
             **dense_others,
+            "compile_error": compile_error,
             "sparse_seconds": seconds[i],
             "speedup": dense_seconds / seconds[i],
             **dense_joules,

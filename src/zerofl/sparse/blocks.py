@@ -118,7 +118,7 @@ def _as_one(convolution: Any, norm: layout.BatchNorm2d, x: Tensor, residual: Ten
         *norm.next_running(),
         norm.eps,
         True,
-        norm.storage,
+        norm.storage if norm.training else "float32",
     )
     convolution.remember(Chosen(*chosen))
     return y, samples

@@ -58,8 +58,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation, and in the same pass over memory a residual's addition and ReLU.
 
     `storage` names the type in which the input is kept for the backward pass. With 16 bits the input is rounded to it
-    first, so that both passes see the same numbers; all arithmetic is float32. It acts where the batch's own statistics
-    are used.
+    first, so that both passes see the same numbers; all arithmetic is float32. It acts in training.
     """
 
     storage: str = "float32"
@@ -70,7 +69,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         fast = input.dim() == 4 and input.shape[1] == self.num_features and self.backend != "reference"
         fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean)
         if not fast or (not self.uses_batch_statistics and torch.is_grad_enabled()):
-            if self.uses_batch_statistics and self.storage != "float32" and input.dtype == torch.float32:
+            if self.training and self.storage != "float32" and input.dtype == torch.float32:
                 input = Rounded.apply(input, STORAGE[self.storage])  # type: ignore[no-untyped-call]
             y: Tensor = super().forward(input)
             y = y if residual is None else y + residual
@@ -84,11 +83,13 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def next_running(self) -> tuple[tuple[Tensor | None, Tensor | None], float]:
         """Count a batch; returns the running statistics, if any is to move, and by how much."""
-        if not self.training or self.running_mean is None:
+        if not (self.training and self.track_running_stats) or self.running_mean is None:
             return (None, None), 0.0
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.item()
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1 / self.num_batches_tracked.item()
         return (self.running_mean, self.running_var), momentum
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -103,8 +104,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         count = input.numel() // input.shape[1]
         if count == 1:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
+        storage = STORAGE[self.storage] if self.training else torch.float32
         return dense_kernels.BatchNorm2d.apply(  # type: ignore[no-any-return,no-untyped-call]
-            input, self.weight, self.bias, residual, *self.next_running(), self.eps, relu, STORAGE[self.storage]
+            input, self.weight, self.bias, residual, *self.next_running(), self.eps, relu, storage
         )
 
 

@@ -75,8 +75,9 @@ def sparsify_(
             `zerofl.sparse.layout` if a convolution was made sparse: the same layers, without moving data in between.
             Their outputs are then stored with the batch innermost, in whatever memory format the input or the model
             is: behind them `.view()` of several dimensions at once fails, `.flatten()` and `.reshape()` work.
-        storage: "float16" or "bfloat16" keep what each `nn.BatchNorm2d` reads in training in 16 bits, which takes less
-            memory; arithmetic stays float32. float16 is finer, but what is above 65,504 becomes infinite in it.
+        storage: "float16" or "bfloat16" keep what each `nn.BatchNorm2d` itself reads in training in 16 bits. It takes
+            less memory on the native kernels, and gives the same on the reference; arithmetic stays float32. float16 is
+            finer, but what is above 65,504 becomes infinite in it.
 
     A weight that several modules share stays one parameter. A layer that is named here takes the top-k part of it, a
     module that is not, such as an embedding, all of it; the gradient is the sum of both.
@@ -174,7 +175,7 @@ def densify_(model: nn.Module) -> list[str]:
         if type(module) in _SPARSE_CLASS.values():
             for setting in _SETTINGS:
                 delattr(module, setting)
-        elif type(module) is layout.BatchNorm2d:
+        elif isinstance(module, nn.BatchNorm2d):
             vars(module).pop("storage", None), vars(module).pop("backend", None)
         module.__class__ = _PLAIN_CLASS.get(type(module), type(module))
         if _FUSED in vars(module):
