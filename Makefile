@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs sanitize clean FORCE
+.PHONY: demo test lint docs sanitize wheel matrix clean FORCE
 
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
@@ -12,6 +12,7 @@ test: .venv/test.installed
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	git ls-files -z -- ':!results' ':!benchmarks/results' | xargs -0 $(BIN)/codespell
 	$(BIN)/clang-format --dry-run --Werror cpp/*/*
 
 # The documents as a site: build/site/index.html. Its warnings are errors, and neither making nor reading it needs the
@@ -29,6 +30,17 @@ sanitize: .venv/test.installed
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python -S -m pytest -s -p no:cacheprovider \
 	  tests/sparse/test_kernels.py tests/sparse/test_bindings.py tests/sparse/test_layout.py tests/exchange/wire/test_native.py
+
+# The sdist and the wheel in dist/, and the tests against the wheel, installed outside this folder:
+# make wheel TESTS="tests/sparse tests/exchange" runs a part of them.
+TESTS ?=
+wheel: .venv/dev.installed
+	$(BIN)/python benchmarks/wheels.py $(TESTS)
+
+# The same on each Python, torch and numpy that is here, with kernels and without a compiler; the others are named.
+PYTHONS ?= 3.11 3.12 3.13
+matrix: .venv/dev.installed
+	$(BIN)/python benchmarks/matrix.py --write --python $(PYTHONS) -- $(TESTS)
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.
 MODULES := $(sort $(shell find src -name '*.py'))
