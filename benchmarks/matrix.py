@@ -106,7 +106,11 @@ def main() -> int:
     parser.add_argument("--torch-index", default=CPU_BUILDS, help=TORCH_INDEX)
     parser.add_argument("--write", action="store_true", help=f"write benchmarks/results/{RECORD.name}")
     options = parser.parse_args()
-    origin = {"date": time.strftime("%Y-%m-%d"), "code": code(), "machine": machine()}
+    origin = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "sources_sha256": code()["sources_sha256"],
+    }
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="zerofl-matrix-") as name:
         folder = Path(name)
@@ -116,10 +120,23 @@ def main() -> int:
             records.append(run_cell(cell, sdist, folder, options.tests, options.torch_index))
             print(f"== {cell}: {outcome(records[-1])}", flush=True)
             if options.write:  # after each, for a matrix takes hours
-                record = origin | {"tests": options.tests or ["all"], "cells": records}
-                RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                write(origin | {"tests": options.tests or ["all"], "cells": records})
+    print(table({"cells": records}))
     run = [record for record in records if "skipped" not in record]
     return 1 if any(record["status"] for record in run) else 0 if run else 2
+
+
+def write(record: dict[str, Any]) -> None:
+    """Write the record; what it has of other Pythons, by the same code, tests and machine, stays."""
+    before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"cells": []}
+    cells, pythons = record["cells"], {cell["python"] for cell in record["cells"]}
+    if all(before.get(key) == record[key] for key in ("machine", "sources_sha256", "tests")):
+        cells = sorted(cells + [cell for cell in before["cells"] if cell["python"] not in pythons], key=_python_first)
+    RECORD.write_text(json.dumps(record | {"cells": cells}, indent=1) + "\n", encoding="utf-8")
+
+
+def _python_first(cell: dict[str, Any]) -> str:
+    return str(cell["python"])
 
 
 def outcome(record: dict[str, Any]) -> str:

@@ -110,7 +110,7 @@ def probe(python: Path, tree: Path, kernels: bool) -> dict[str, Any]:
 def run_tests(python: Path, tree: Path, tests: list[str]) -> tuple[int, str]:
     """pytest's status, and its last line; what it prints goes to the terminal as it comes."""
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-rs", *tests]
+    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-rfEs", *tests]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"PATH": path}
     last = ""
     with subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, text=True, env=environment) as process:
