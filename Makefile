@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs sanitize test-aarch64 clean FORCE
+.PHONY: demo test lint docs sanitize test-aarch64 wheel matrix clean FORCE
 
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
@@ -12,6 +12,7 @@ test: .venv/test.installed
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	git ls-files -z -- ':!results' ':!benchmarks/results' | xargs -0 $(BIN)/codespell
 	$(BIN)/clang-format --dry-run --Werror cpp/*/*
 
 # The documents as a site: build/site/index.html. Its warnings are errors, and neither making nor reading it needs the
@@ -40,6 +41,18 @@ test-aarch64:
 	  -o build/check_kernels-aarch64 tests/sparse/check_kernels.cpp cpp/kernels/*.cpp cpp/ops/*.cpp cpp/codec/*.cpp \
 	  cpp/runtime/*.cpp -lpthread
 	qemu-aarch64 build/check_kernels-aarch64 200
+
+# The sdist and the wheel in dist/, and the tests against the wheel, installed outside this folder:
+# make wheel TESTS="tests/sparse tests/exchange" runs a part of them.
+TESTS ?=
+wheel: .venv/dev.installed
+	$(BIN)/python benchmarks/wheels.py $(TESTS)
+
+# The same on each Python, torch and numpy that is here, with kernels and without a compiler; the others are named.
+PYTHONS ?= 3.11 3.12 3.13
+matrix: .venv/dev.installed
+	$(BIN)/python benchmarks/matrix.py --write --python $(PYTHONS) -- $(TESTS)
+	$(BIN)/python benchmarks/check.py
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.
 MODULES := $(sort $(shell find src -name '*.py'))

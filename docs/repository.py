@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
+         "RELEASING.md": "releasing.md", "SECURITY.md": "security.md",
          "results/README.md": "results.md", "results/report.md": "results-report.md"}  # fmt: skip
 """Documents outside docs/, and their pages."""
 COPIES = "repository"

@@ -6,8 +6,30 @@ import numpy as np
 import pytest
 import torch
 
+from zerofl.sparse import dispatch
+
+needs_kernels = pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no native kernels")
+
 # A shell starts a background job with SIGINT ignored; what the tests start and interrupt would ignore it too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if dispatch.UNAVAILABLE:  # then it is said once, in whichever test comes first
+        config.addinivalue_line("filterwarnings", "ignore:zerofl's native kernels are not installed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is asked of the kernels by name where there are none."""
+    for item in items if dispatch.UNAVAILABLE else ():
+        if isinstance(item, pytest.Function) and "native" in _values(item):
+            item.add_marker(needs_kernels)
+
+
+def _values(item: pytest.Function) -> list[str]:
+    """The words among the values that a test is called with."""
+    called_with = item.callspec.params if hasattr(item, "callspec") else {}
+    return [value for value in called_with.values() if isinstance(value, str)]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import zerofl
+from tests.conftest import needs_kernels
 from zerofl import sparsify_
 from zerofl.sparse import layers, layout
 
@@ -60,6 +61,7 @@ def test_it_is_an_attribute_too() -> None:
         zerofl.layer  # noqa: B018
 
 
+@needs_kernels
 def test_a_model_that_was_pickled_before_is_loaded() -> None:
     """As 0.1.0 wrote it: its classes were in zerofl.layers and zerofl.innermost."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2))

@@ -51,12 +51,13 @@ def test_only_flower_knows_flower(path: Path) -> None:
     assert room_of(path) == "flower" or not packages & {"flwr", "ray"}
 
 
-LONGEST = [("src", "*.py", 350), ("cpp", "*.*", 350), ("tests", "*.py", 300)]
+ROOT = Path(__file__).parents[1]
+LONGEST = [(PACKAGE, "*.py", 350), (ROOT / "cpp", "*.*", 350), (ROOT / "tests", "*.py", 300)]
 
 
-@pytest.mark.parametrize(("folder", "kinds", "most"), LONGEST)
-def test_no_file_is_long(folder: str, kinds: str, most: int) -> None:
-    files = list((Path(__file__).parents[1] / folder).rglob(kinds))
+@pytest.mark.parametrize(("folder", "kinds", "most"), LONGEST, ids=["src", "cpp", "tests"])
+def test_no_file_is_long(folder: Path, kinds: str, most: int) -> None:
+    files = list(folder.rglob(kinds))
     lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert len(lines) > 10
     assert {path: count for path, count in lines.items() if count > most} == {}

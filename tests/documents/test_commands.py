@@ -28,7 +28,9 @@ from zerofl.flower.flwr_app import read_run_config
 from zerofl.run.sweep import find_sweep, read_sweep
 
 sys.path.insert(0, str(ROOT / "examples" / "deployment"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import play
+import wheels
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
@@ -151,16 +153,22 @@ def check_flwr(words: list[str], own_file: Path) -> None:
 
 
 def check_make(words: list[str], own_file: Path) -> None:
-    """The target is there, and the parser takes what it runs."""
+    """The target is there, and the parser takes what it runs; the tests that TESTS names are there."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (recipe,) = re.findall(rf"^{words[0]}:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
     for command in re.findall(r"\$\(BIN\)/zerofl (.*)", recipe):
         check_zerofl(command.split(), own_file)
+    for variable in words[1:]:
+        name, _, tests = variable.partition("=")
+        assert name == "TESTS"
+        assert all((ROOT / test).exists() for test in tests.split())
 
 
 def check_pip(words: list[str], own_file: Path) -> None:
-    """It installs this folder, with extras that there are."""
+    """It installs this folder, with extras that there are, or torch from PyTorch's own index."""
     assert words[0] == "install"
+    if words[1:] == ["torch", "--index-url", wheels.CPU_BUILDS]:
+        return
     (folder,) = words[1:]
     match = re.fullmatch(r"\.(?:\[([\w,]+)\])?", folder)
     assert match, f"{folder}: not this folder"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import zerofl
+from tests.conftest import needs_kernels
 from zerofl.models import LeafCNN, ResNet18
 from zerofl.sparse import layout
 from zerofl.sparse.layers import Backend
@@ -165,6 +166,7 @@ def test_a_weight_that_is_computed_cannot_be_baked() -> None:
     assert zerofl.bake_(model) == ["0", "1"]
 
 
+@needs_kernels
 def test_a_dense_neighbour_is_plain_again_too() -> None:
     model = stack()
     zerofl.sparsify_(model, 0.5)

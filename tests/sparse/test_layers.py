@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import zerofl
+from tests.conftest import needs_kernels
 from zerofl import SparseConv2d, SparseLinear, sparsify_
 from zerofl.models import LeafCNN, ResNet18
 from zerofl.sparse import layout
@@ -27,6 +28,7 @@ def unknown_model() -> nn.Sequential:
     )
 
 
+@needs_kernels
 def test_the_default_for_an_unknown_model() -> None:
     model = unknown_model()
     assert sparsify_(model) == ["1", "3", "5"]

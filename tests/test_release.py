@@ -1,0 +1,84 @@
+"""What a release says of itself, and how `make wheel` and `make matrix` find out."""
+
+import contextlib
+import itertools
+import json
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import zerofl
+from tests.documents.reading import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import matrix
+import wheels
+
+
+def test_the_citation_and_the_changelog_have_the_version() -> None:
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    version, date = (re.findall(rf"^{key}: (.*)$", citation, re.MULTILINE) for key in ("version", "date-released"))
+    assert version == [zerofl.__version__]
+    released = re.findall(r"^## ([\d.]+), (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert released[0] == (zerofl.__version__, *date)
+
+
+def test_any_two_choices_of_the_matrix_meet_on_each_python() -> None:
+    for python, oldest in matrix.PYTHONS.items():
+        cells = matrix.cells([python])
+        assert len(cells) == 4
+        choices = {"torch": ("2.6", "2.13"), "numpy": (oldest, "newest"), "kernels": (True, False)}
+        for (one, values), (other, other_values) in itertools.combinations(choices.items(), 2):
+            met = {(getattr(cell, one), getattr(cell, other)) for cell in cells}
+            assert met == set(itertools.product(values, other_values))
+
+
+def test_the_matrix_has_the_pythons_that_wheels_are_built_for() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["tool"]["cibuildwheel"]["build"] == [f"cp{name.replace('.', '')}-*" for name in matrix.PYTHONS]
+    assert settings["project"]["requires-python"] == f">={next(iter(matrix.PYTHONS))}"
+
+
+def test_the_documents_show_the_record() -> None:
+    page = (ROOT / "docs" / "platforms.md").read_text(encoding="utf-8")
+    record = json.loads(matrix.RECORD.read_text(encoding="utf-8"))
+    assert matrix.table(record) in page
+    assert f"`{' '.join(record['tests'])}`" in " ".join(page.split())
+    assert {cell["python"] for cell in record["cells"]} == set(matrix.PYTHONS)
+    assert not [cell for cell in record["cells"] if cell.get("status")]
+
+
+def test_a_python_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(wheels.NotHereError, match=r"^no Python 3\.12 in ~/\.pyenv/versions or on the PATH$"):
+        matrix.find_python("3.12")
+    python = tmp_path / ".pyenv" / "versions" / "3.12.1" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert matrix.find_python("3.12") == str(python)
+
+
+@pytest.mark.parametrize(
+    ("place", "kernels", "message"),
+    [
+        ("venv/lib/zerofl/__init__.py", True, None),
+        ("venv/lib/zerofl/__init__.py", False, "^the wheel has no kernels$"),
+        (
+            "src/zerofl/__init__.py",
+            True,
+            "^the tests would see .*/src/zerofl/.*, not the wheel installed in .*venv$",
+        ),
+    ],
+)
+def test_only_the_wheel_is_tested(tmp_path: Path, place: str, kernels: bool, message: str | None) -> None:
+    answer = {"zerofl": str(tmp_path / place), "kernels": kernels}
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    python.chmod(0o755)
+    with pytest.raises(RuntimeError, match=message) if message else contextlib.nullcontext():
+        assert wheels.probe(python, tmp_path, kernels=True) == answer
