@@ -4,7 +4,7 @@
 # # A tour: data and a model of your own, from one machine to a SuperLink
 #
 # This file is a notebook in jupytext's form: editors, and Jupyter with jupytext, open it as cells, and
-# `python examples/tour/tour.py` runs it from top to bottom, in about half a minute on 2 cores. It needs the package
+# `python examples/tour/tour.py` runs it from top to bottom, in less than a minute on 2 cores. It needs the package
 # with the extra `report`, and downloads nothing.
 #
 # It is also a Flower app, that of the `pyproject.toml` beside it: the nodes of the last part import this file. So cells

@@ -62,9 +62,9 @@ def bench_step(
 ) -> dict[str, Any]:
     """Time training steps (forward, loss, backward, SGD) of a dense model and its sparse ones, one after the other.
 
-    Dense is the faster of PyTorch's layouts, channels_last and contiguous; with `compiled` the faster of them is timed
-    under torch.compile too, and where the processor multiplies bfloat16 in tiles (AMX) in bfloat16 autocast, which is
-    another precision than ours. `storage` is that of `zerofl.sparsify_`.
+    Dense is the faster of PyTorch's layouts, channels_last and contiguous. Of a whole model that one is timed in
+    bfloat16 autocast too, another precision than ours, where the processor multiplies it in tiles (AMX), and with
+    `compiled` under torch.compile. `storage` is that of `zerofl.sparsify_`.
 
     The sparse model is compared with the reference first. `isa` keeps both to an instruction set. `note` gets a line
     for each step. With `layers` each sparse layer is measured by itself, forward and backward, one of each shape.
