@@ -40,6 +40,7 @@ def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Te
 def conv_norm_relu(convolution: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(convolution(x)) + residual), in training one operation each way; x and residual [N, C, H, W].
 
+    A residual of another shape may broadcast: then it is two operations.
     Hooks of the two modules are called as ever: then it is two operations.
     """
     if _is_one(convolution, norm, x, residual):
@@ -81,8 +82,14 @@ def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> 
         and takes(x, residual, convolution.weight, norm.weight, norm.bias, norm.running_mean)
         and x.dim() == 4
         and layout.takes_shape(convolution, x)
-        and layout.output_positions(convolution, x) > 1
+        and _fits(residual, layout.output_shape(convolution, x))
     )
+
+
+def _fits(residual: Tensor | None, shape: tuple[int, int, int, int]) -> bool:
+    """Whether an output of this shape has a spread to normalise, and the residual, if any, its shape."""
+    images, _, height, width = shape
+    return images * height * width > 1 and (residual is None or residual.shape == shape)
 
 
 # Before torch 2.8 nothing tells of these hooks: then checkpointing gives the same, and keeps more memory.
