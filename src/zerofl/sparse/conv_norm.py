@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zerofl.sparse.dispatch import native
-from zerofl.sparse.in_backward import step_on, taken
+from zerofl.sparse.in_backward import is_in_ddp, step_on, taken
 from zerofl.sparse.kernels import (
     Choice,
     batch_first,
@@ -74,7 +74,7 @@ class ConvNorm(torch.autograd.Function):
             torch.get_num_threads(),
         )
         ctx.save_for_backward(norm_weight)
-        ctx.packed, ctx.input_shape, ctx.weight = packed, x.shape, weight
+        ctx.packed, ctx.input_shape, ctx.weight, ctx.in_ddp = packed, x.shape, weight, is_in_ddp()
         ctx.channels, ctx.output_shape = len(w), y.shape
         ctx.set_materialize_grads(False)
         return result(y), samples_of(input, sizes[0]), *operands(packed)
@@ -93,7 +93,7 @@ class ConvNorm(torch.autograd.Function):
         if needs_input:
             grad_input = empty(ctx.input_shape)
             addend = None if grad_samples is None else batch_innermost(grad_samples)
-        sgd = step_on(ctx.weight, ctx.next_functions) if needs_weight else None
+        sgd = step_on(ctx.weight, ctx.next_functions, ctx.in_ddp) if needs_weight else None
         if needs_weight and sgd is None:
             grad_weight = empty(ctx.weight.shape)
         if needs_bias:
