@@ -82,7 +82,7 @@ void apply(const T* x, const float* residual, int64_t count, float scale, float 
     if (relu) v = v < Vec{} ? Vec{} : v;  // as torch's, it keeps NaN
     put<STREAM>(y + i, v);
     if (positive) {
-      const uint32_t mask = bits(v > Vec{}) << (LANES < 8 ? i % 8 : 0);
+      const uint32_t mask = bits(~(v <= Vec{})) << (LANES < 8 ? i % 8 : 0);
       for (int byte = 0; byte < (LANES + 7) / 8; ++byte) positive[i / 8 + byte] |= (uint8_t)(mask >> 8 * byte);
     }
   }
@@ -91,7 +91,7 @@ void apply(const T* x, const float* residual, int64_t count, float scale, float 
     if (residual) v += residual[i];
     if (relu) v = v < 0 ? 0 : v;
     y[i] = v;
-    if (positive) positive[i / 8] |= (uint8_t)((v > 0) << (i % 8));
+    if (positive) positive[i / 8] |= (uint8_t)(!(v <= 0) << (i % 8));
   }
   if (STREAM) fence();
 }

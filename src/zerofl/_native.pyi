@@ -144,6 +144,7 @@ class ConvNorm:
         geometry: Geometry,
         input: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         weight_choice: TopK | AtLeast,
         input_choice: TopK | AtLeast | None,
         for_grad_input: bool,
@@ -172,6 +173,7 @@ class ConvNorm:
         addend: Tensor | None,
         grad_input: Tensor | None,
         grad_weight: Tensor | None,
+        grad_output: Tensor | None,
         grad_norm_weight: Tensor,
         grad_norm_bias: Tensor,
         grad_residual: Tensor | None,
@@ -199,7 +201,7 @@ def batch_norm(
 ) -> None:
     """`of_batch` computes mean and variance first, and moves the running ones towards them.
 
-    `positive`, uint8 [channels, ceil(numbers per channel / 8)], gets a bit for each y > 0.
+    `positive`, uint8 [channels, ceil(numbers per channel / 8)], gets a bit for each y > 0 or NaN.
     """
 
 def batch_norm_backward(

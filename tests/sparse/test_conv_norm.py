@@ -121,8 +121,8 @@ def means_of_stored(values: Tensor, storage: str, batch: int) -> Tensor:
     every = dispatch.native.AtLeast(0.0)
     geometry = kernels.geometry_of((1, 1, 1, batch), (count, 1, 1, 1), (1, 1), (0, 0), (1, 1))
     dispatch.native.ConvNorm(
-        geometry, torch.ones(1, 1, 1, batch), values.view(-1, 1, 1, 1).contiguous(), every, None, False, mean, variance,
-        1.0, 1.0, None, None, None, False, STORAGES.index(storage), y, 1,
+        geometry, torch.ones(1, 1, 1, batch), values.view(-1, 1, 1, 1).contiguous(), None, every, None, False,
+        mean, variance, 1.0, 1.0, None, None, None, False, STORAGES.index(storage), y, 1,
     )  # fmt: skip
     return mean
 
@@ -222,7 +222,6 @@ def test_frozen_parameters_get_no_gradient(frozen: str, monkeypatch: pytest.Monk
 def test_the_plain_path_is_taken_where_the_kernels_lack_something(calls: list[bool]) -> None:
     norm = nn.BatchNorm2d(4)
     for convolution in (
-        nn.Conv2d(4, 4, 3, padding=1),  # with a bias
         nn.Conv2d(4, 4, 3, groups=2, bias=False),
         nn.Conv2d(4, 4, 3, padding="same", bias=False),
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", bias=False),

@@ -40,6 +40,7 @@ def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Te
 def conv_norm_relu(convolution: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(convolution(x)) + residual), in training one operation each way; x and residual [N, C, H, W].
 
+    A residual of another shape may broadcast: then it is two operations.
     Hooks of the two modules are called as ever: then it is two operations.
     """
     if _is_one(convolution, norm, x, residual):
@@ -61,12 +62,33 @@ def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
     return pool(x, relu=True) if isinstance(pool, layout.MaxPool2d) else pool(F.relu(x))  # type: ignore[no-any-return]
 
 
+class Sequential(nn.Sequential):
+    """`nn.Sequential` where a convolution, its normalisation and ReLU, if side by side, are one operation in training.
+
+    `sparsify_` makes it of a model's own ones. Hooks of the layers are called as ever: then each layer is called.
+    """
+
+    def forward(self, input: Any) -> Any:
+        """What the layers make of the input, one after the other."""
+        modules = list(self)
+        i = 0
+        while i < len(modules):
+            first, norm, relu = (*modules[i : i + 3], None, None)[:3]
+            if type(norm) is layout.BatchNorm2d and _is_one(first, norm, input, None):
+                has_relu = type(relu) is nn.ReLU and _is_plainly_called(relu)
+                input, _ = _as_one(first, norm, input, None, has_relu)
+                i += 2 + has_relu
+            else:
+                input = modules[i](input)
+                i += 1
+        return input
+
+
 def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> bool:
     """Whether the kernels have this as one operation, and nobody wants to see what lies between."""
     return (
         type(norm) is layout.BatchNorm2d
         and (type(convolution) is SparseConv2d or (type(convolution) is layout.Conv2d and not convolution.is_pointwise))
-        and convolution.bias is None
         and convolution.groups == 1
         and convolution.padding_mode == "zeros"
         and not isinstance(convolution.padding, str)
@@ -76,17 +98,25 @@ def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> 
         and "reference" not in (norm.backend, getattr(convolution, "backend", None))
         and _is_plainly_called(convolution)
         and _is_plainly_called(norm)
-        # Saved tensors that are packed away or recomputed have to be autograd's own.
-        and _saved_tensors_hooks(True) is None
-        and takes(x, residual, convolution.weight, norm.weight, norm.bias, norm.running_mean)
+        and takes(x, residual, convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean)
         and x.dim() == 4
         and layout.takes_shape(convolution, x)
-        and layout.output_positions(convolution, x) > 1
+        and _fits(residual, layout.output_shape(convolution, x))
+        # Saved tensors that are packed away or recomputed have to be autograd's own.
+        and _saved_tensors_hooks(True) is None
     )
 
 
+def _fits(residual: Tensor | None, shape: tuple[int, int, int, int]) -> bool:
+    """Whether an output of this shape has a spread to normalise, and the residual, if any, its shape."""
+    images, _, height, width = shape
+    return images * height * width > 1 and (residual is None or residual.shape == shape)
+
+
 # Before torch 2.8 nothing tells of these hooks: then checkpointing gives the same, and keeps more memory.
-_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+_saved_tensors_hooks = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+)
 
 
 def _is_plainly_called(module: nn.Module) -> bool:
@@ -102,13 +132,16 @@ def _is_plainly_called(module: nn.Module) -> bool:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _as_one(convolution: Any, norm: layout.BatchNorm2d, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-    """`conv_norm_relu`, and every stride-th position of x."""
+def _as_one(
+    convolution: Any, norm: layout.BatchNorm2d, x: Tensor, residual: Tensor | None, relu: bool = True
+) -> tuple[Tensor, Tensor]:
+    """`conv_norm_relu`, or the same without ReLU, and every stride-th position of x."""
     x = batch_first(x.permute(1, 2, 3, 0).contiguous())  # once, and not for each use
     choices = convolution.choices(x)
     y, samples, *chosen = ConvNorm.apply(  # type: ignore[no-untyped-call]
         x,
         convolution.weight,
+        convolution.bias,
         norm.weight,
         norm.bias,
         residual,
@@ -117,7 +150,7 @@ def _as_one(convolution: Any, norm: layout.BatchNorm2d, x: Tensor, residual: Ten
         (convolution.stride, convolution.padding, convolution.dilation),
         *norm.next_running(),
         norm.eps,
-        True,
+        relu,
         norm.storage if norm.training else "float32",
     )
     convolution.remember(Chosen(*chosen))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zerofl.sparse.dispatch import native
-from zerofl.sparse.in_backward import step_on, taken
+from zerofl.sparse.in_backward import is_in_ddp, step_on, taken
 from zerofl.sparse.kernels import (
     Choice,
     batch_first,
@@ -39,6 +39,7 @@ class ConvNorm(torch.autograd.Function):
         ctx: Any,
         input: Tensor,
         weight: Tensor,
+        bias: Tensor | None,
         norm_weight: Tensor | None,
         norm_bias: Tensor | None,
         residual: Tensor | None,
@@ -58,6 +59,7 @@ class ConvNorm(torch.autograd.Function):
             geometry,
             x,
             w,
+            None if bias is None else bias.detach().contiguous(),
             *choices,
             for_grad_input,
             *running,
@@ -72,7 +74,7 @@ class ConvNorm(torch.autograd.Function):
             torch.get_num_threads(),
         )
         ctx.save_for_backward(norm_weight)
-        ctx.packed, ctx.input_shape, ctx.weight = packed, x.shape, weight
+        ctx.packed, ctx.input_shape, ctx.weight, ctx.in_ddp = packed, x.shape, weight, is_in_ddp()
         ctx.channels, ctx.output_shape = len(w), y.shape
         ctx.set_materialize_grads(False)
         return result(y), samples_of(input, sizes[0]), *operands(packed)
@@ -84,14 +86,18 @@ class ConvNorm(torch.autograd.Function):
             grad_y = batch_first(torch.zeros(ctx.output_shape, dtype=torch.float32, device="cpu"))
         (norm_weight,) = ctx.saved_tensors
         packed = packed_of(ctx)
-        needs_input, needs_weight, needs_norm_weight, needs_norm_bias, needs_residual = ctx.needs_input_grad[:5]
-        addend = grad_input = grad_weight = grad_residual = None
+        needs_input, needs_weight, needs_bias, needs_norm_weight, needs_norm_bias, needs_residual = (
+            ctx.needs_input_grad[:6]
+        )
+        addend = grad_input = grad_weight = grad_output = grad_bias = grad_residual = None
         if needs_input:
             grad_input = empty(ctx.input_shape)
             addend = None if grad_samples is None else batch_innermost(grad_samples)
-        sgd = step_on(ctx.weight, ctx.next_functions) if needs_weight else None
+        sgd = step_on(ctx.weight, ctx.next_functions, ctx.in_ddp) if needs_weight else None
         if needs_weight and sgd is None:
             grad_weight = empty(ctx.weight.shape)
+        if needs_bias:
+            grad_output = empty(ctx.output_shape)
         if needs_residual:
             grad_residual = empty(ctx.output_shape)
         grad_norm_weight, grad_norm_bias = torch.empty(2, ctx.channels, dtype=torch.float32, device="cpu")
@@ -101,6 +107,7 @@ class ConvNorm(torch.autograd.Function):
             addend,
             grad_input,
             grad_weight,
+            grad_output,
             grad_norm_weight,
             grad_norm_bias,
             grad_residual,
@@ -109,9 +116,12 @@ class ConvNorm(torch.autograd.Function):
         )
         if sgd is not None:
             taken(ctx.weight)
+        if grad_output is not None:
+            grad_bias = grad_output.sum((1, 2, 3))
         return (
             None if grad_input is None else batch_first(grad_input),
             grad_weight,
+            grad_bias,
             grad_norm_weight if needs_norm_weight else None,
             grad_norm_bias if needs_norm_bias else None,
             None if grad_residual is None else batch_first(grad_residual),

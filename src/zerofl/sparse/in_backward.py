@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from zerofl.sparse.dispatch import native
@@ -18,12 +19,15 @@ from zerofl.sparse.dispatch import native
 class Applied(torch.Tensor):
     """In the place of a gradient that is nowhere in memory, because the step with it was taken. Nothing can use it."""
 
+    by: Any  # a reference to the optimiser
+
     @staticmethod
-    def __new__(cls, weight: Tensor, dtype: Any = None, device: Any = None) -> "Applied":
+    def __new__(cls, weight: Tensor, by: Any, dtype: Any = None, device: Any = None) -> "Applied":
         """Of the weight's shape, type and device unless they are given, without memory."""
         made: Applied = torch.Tensor._make_wrapper_subclass(
             cls, weight.shape, dtype=dtype or weight.dtype, device=device or weight.device
         )
+        made.by = by
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -35,12 +39,13 @@ class Applied(torch.Tensor):
     ) -> Any:
         if func in _MOVES:  # with its model
             kwargs = kwargs or {}
-            return Applied(args[0], kwargs.get("dtype"), kwargs.get("device"))
+            return Applied(args[0], args[0].by, kwargs.get("dtype"), kwargs.get("device"))
         raise RuntimeError(
             f"{func.__name__.partition('.')[0]} of the gradient of a sparse layer's weight: SparseSGD took the step "
-            "with it in the backward pass, so there is none to clip, scale or add to. Call zero_grad() (with "
-            "set_to_none, its default) before each backward pass, use a layer once in it, or take torch.optim.SGD, "
-            "which has all gradients"
+            "with it in the backward pass, so there is none to clip, scale or add to, for a hook on its AccumulateGrad "
+            "to average, or for another optimiser's step. Call zero_grad() (with set_to_none, its default) before each "
+            "backward pass and use a layer once in it; or take torch.optim.SGD, which has all gradients, and delete "
+            "the SparseSGD, which takes its steps as long as it is there"
         )
 
 
@@ -62,19 +67,29 @@ def register(weight: Tensor, optimizer: Optimizer) -> None:
     _optimizers[weight] = weakref.ref(optimizer)
 
 
-def step_on(weight: Tensor, edges: Sequence[Any]) -> Any:
+def is_in_ddp() -> bool:
+    """Whether this forward pass is DistributedDataParallel's.
+
+    It averages the gradients by hooks on their accumulation, which nothing else can see.
+    """
+    return DistributedDataParallel._active_ddp_module is not None
+
+
+def step_on(weight: Tensor, edges: Sequence[Any], in_ddp: bool) -> Any:
     """The kernels' step on a layer's weight, of which this is the backward pass; None if its gradient is asked for.
 
     It is where the weight is not registered, is no contiguous leaf, has a hook that wants to see the gradient, is not
-    what the backward pass is about (`torch.autograd.grad`), or the optimiser is to do more than SGD.
-    `edges` are the backward node's next functions, the weight's at 1.
+    what the backward pass is about (`torch.autograd.grad`), the forward pass was in DistributedDataParallel, or the
+    optimiser is to do more than SGD. `edges` are the backward node's next functions, the weight's at 1.
 
     Raises:
         RuntimeError: the weight has a gradient, or had its step, since the last zero_grad().
     """
     reference = _optimizers.get(weight)
     optimizer = reference() if reference else None
-    if optimizer is None or not weight.is_contiguous() or weight._backward_hooks or weight._post_accumulate_grad_hooks:
+    if optimizer is None or in_ddp or not weight.is_contiguous():
+        return None
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return None
     if getattr(edges[1][0], "variable", None) is not weight or not _accumulates(edges[1][0]):
         return None
@@ -93,7 +108,7 @@ def step_on(weight: Tensor, edges: Sequence[Any]) -> Any:
 def taken(weight: Tensor) -> None:
     """Say that the step was taken: in `grad`, and to autograd, to which other uses of the old weight are errors."""
     increment_version(weight)
-    weight.grad = Applied(weight)
+    weight.grad = Applied(weight, _optimizers[weight])
 
 
 def _accumulates(node: Any) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zerofl.sparse.dispatch import native
-from zerofl.sparse.in_backward import step_on, taken
+from zerofl.sparse.in_backward import is_in_ddp, step_on, taken
 
 if TYPE_CHECKING:
     from zerofl._native import AtLeast, TopK
@@ -131,6 +131,7 @@ class Conv2d(torch.autograd.Function):
             geometry, x, w, _vector(bias), output, weight_choice, input_choice, for_grad_input, torch.get_num_threads()
         )
         ctx.packed, ctx.input_shape, ctx.weight, ctx.output_shape = packed, x.shape, weight, output.shape
+        ctx.in_ddp = is_in_ddp()
         ctx.set_materialize_grads(False)
         return result(output), samples_of(input, sizes[0]), *operands(packed)
 
@@ -148,7 +149,7 @@ class Conv2d(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = empty(ctx.input_shape)
             addend = None if grad_samples is None else batch_innermost(grad_samples)
-        sgd = step_on(ctx.weight, ctx.next_functions) if ctx.needs_input_grad[1] else None
+        sgd = step_on(ctx.weight, ctx.next_functions, ctx.in_ddp) if ctx.needs_input_grad[1] else None
         if ctx.needs_input_grad[1] and sgd is None:
             grad_weight = empty(ctx.weight.shape)
         packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads(), sgd)
@@ -220,7 +221,7 @@ class Linear(torch.autograd.Function):
         packed = native.Linear(
             x, w, _vector(bias), output, weight_choice, input_choice, for_grad_input, torch.get_num_threads()
         )
-        ctx.packed, ctx.input_shape, ctx.weight = packed, x.shape, weight
+        ctx.packed, ctx.input_shape, ctx.weight, ctx.in_ddp = packed, x.shape, weight, is_in_ddp()
         # Stored as nn.Linear's, so that .view() works behind it; of a few numbers this copy takes no time.
         return _own(output.T.contiguous()), *operands(packed)
 
@@ -229,7 +230,7 @@ class Linear(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         packed, dy = packed_of(ctx), grad_output.T.contiguous()
         grad_input = empty(ctx.input_shape) if ctx.needs_input_grad[0] else None
-        sgd = step_on(ctx.weight, ctx.next_functions) if ctx.needs_input_grad[1] else None
+        sgd = step_on(ctx.weight, ctx.next_functions, ctx.in_ddp) if ctx.needs_input_grad[1] else None
         grad_weight = empty(ctx.weight.shape) if ctx.needs_input_grad[1] and sgd is None else None
         packed.backward(dy, grad_input, grad_weight, torch.get_num_threads(), sgd)
         if sgd is not None:

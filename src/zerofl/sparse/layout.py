@@ -65,13 +65,16 @@ class BatchNorm2d(nn.BatchNorm2d):
     backend: str = "auto"  # "reference": PyTorch's own operations
 
     def forward(self, input: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """relu(norm(input) + residual): all [N, C, H, W]."""
+        """relu(norm(input) + residual): all [N, C, H, W], or a residual of another shape that broadcasts with it."""
+        if residual is not None and residual.shape != input.shape:
+            y = self.forward(input) + residual
+            return F.relu(y) if relu else y
         fast = input.dim() == 4 and input.shape[1] == self.num_features and self.backend != "reference"
         fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean)
         if not fast or (not self.uses_batch_statistics and torch.is_grad_enabled()):
             if self.training and self.storage != "float32" and input.dtype == torch.float32:
                 input = Rounded.apply(input, STORAGE[self.storage])  # type: ignore[no-untyped-call]
-            y: Tensor = super().forward(input)
+            y = super().forward(input)
             y = y if residual is None else y + residual
             return F.relu(y) if relu else y
         return self._native(input, residual, relu)  # type: ignore[no-any-return]
@@ -132,14 +135,16 @@ class MaxPool2d(nn.MaxPool2d):
         return super().forward(F.relu(input) if relu else input)  # type: ignore[no-any-return]
 
 
-def output_positions(convolution: nn.Conv2d, input: Tensor) -> int:
-    """Numbers that each channel of the convolution's output has, over the batch; the input is one it takes."""
-    count = input.shape[0]
+def output_shape(convolution: nn.Conv2d, input: Tensor) -> tuple[int, int, int, int]:
+    """[N, O, H', W'] of the convolution's output; the input [N, C, H, W] is one it takes."""
     left, right, top, bottom = convolution._reversed_padding_repeated_twice
-    for i, padding in ((0, top + bottom), (1, left + right)):
-        reach = convolution.dilation[i] * (convolution.kernel_size[i] - 1)
-        count *= (input.shape[2 + i] + padding - reach - 1) // convolution.stride[i] + 1
-    return count
+    height, width = (
+        (input.shape[2 + i] + padding - convolution.dilation[i] * (convolution.kernel_size[i] - 1) - 1)
+        // convolution.stride[i]
+        + 1
+        for i, padding in ((0, top + bottom), (1, left + right))
+    )
+    return input.shape[0], convolution.out_channels, height, width
 
 
 def takes_shape(convolution: nn.Conv2d, input: Any) -> bool:

@@ -20,8 +20,9 @@ class SparseSGD(torch.optim.SGD):
 
     The rate is the one at the backward pass. What needs the whole gradient first cannot work, and is an error that
     says so: clipping, a gradient scaler, several backward passes before one `zero_grad()`, a layer that is used twice
-    in a forward pass. Where the weight has a hook, or `torch.autograd.grad` asks for its gradient, it is computed as
-    ever. So it is for layers on the reference or a GPU.
+    in a forward pass, another optimiser's step while this one is there. Where the weight has a hook, the model runs in
+    `DistributedDataParallel`, or `torch.autograd.grad` asks for its gradient, it is computed as ever. So it is for
+    layers on the reference or a GPU. Of several made for a weight, the last one takes its steps.
 
     Args:
         model: its parameters are optimised; make its layers sparse before.
@@ -50,15 +51,26 @@ class SparseSGD(torch.optim.SGD):
         return velocity, float(group["lr"]), group["momentum"], group["weight_decay"]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the other parameters. `closure` computes the loss and its gradients first, if it is given."""
+        """Update the other parameters. `closure` computes the loss and its gradients first, if it is given.
+
+        Raises:
+            RuntimeError: another SparseSGD took the step on a weight.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         applied = [p for group in self.param_groups for p in group["params"] if isinstance(p.grad, Applied)]
+        steps = [parameter.grad for parameter in applied]
+        for parameter, step in zip(applied, steps, strict=True):
+            if step.by() is not self:
+                raise RuntimeError(
+                    f"step() of a SparseSGD, where another took the step on a weight {tuple(parameter.shape)} in the "
+                    "backward pass: the one that was made last takes it. Call zero_grad(), and use that one alone"
+                )
         for parameter in applied:
             parameter.grad = None
         super().step()
-        for parameter in applied:  # until zero_grad, as a gradient would be
-            parameter.grad = Applied(parameter)
+        for parameter, step in zip(applied, steps, strict=True):  # until zero_grad, as a gradient would be
+            parameter.grad = step
         return loss

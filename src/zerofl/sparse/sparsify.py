@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from zerofl.sparse import dispatch, layout
+from zerofl.sparse import blocks, dispatch, layout
 from zerofl.sparse.default_layers import default_by_shape
 from zerofl.sparse.layers import Backend, SparseConv2d, SparseLinear, TopKLayer
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
@@ -28,8 +28,9 @@ _SPARSE_CLASS: dict[type[nn.Module], type[SparseConv2d] | type[SparseLinear]] = 
 }
 
 
+_INNERMOST: dict[type[nn.Module], type[nn.Module]] = {**layout.INNERMOST, nn.Sequential: blocks.Sequential}
 _PLAIN_CLASS: dict[type[nn.Module], type[nn.Module]] = {
-    **{double: plain for plain, double in layout.INNERMOST.items()},
+    **{double: plain for plain, double in _INNERMOST.items()},
     SparseConv2d: nn.Conv2d,
     SparseLinear: nn.Linear,
 }
@@ -72,7 +73,8 @@ def sparsify_(
         backend: "native" computes with the non-zeros only, on the CPU in float32; "reference" with masks in plain
             PyTorch, anywhere; "auto" is native where it can be. Both give the same up to rounding. With the native
             kernels, the model's plain `nn.Conv2d`, `nn.BatchNorm2d` and `nn.MaxPool2d` become those of
-            `zerofl.sparse.layout` if a convolution was made sparse: the same layers, without moving data in between.
+            `zerofl.sparse.layout` if a convolution was made sparse: the same layers, without moving data in between;
+            and its `nn.Sequential` one that makes a convolution, normalisation and ReLU a single operation in training.
             Their outputs are then stored with the batch innermost, in whatever memory format the input or the model
             is: behind them `.view()` of several dimensions at once fails, `.flatten()` and `.reshape()` work.
         storage: "float16" or "bfloat16" keep what each `nn.BatchNorm2d` itself reads in training in 16 bits. It takes
@@ -124,7 +126,7 @@ def sparsify_(
     _disable_fused_transformer_paths(model)
     if backend == "reference":
         for module in model.modules():  # what an earlier call may have made of them
-            if type(module) in layout.INNERMOST.values():
+            if type(module) in _INNERMOST.values():
                 module.__class__ = _PLAIN_CLASS[type(module)]
     else:
         _use_native_layout(model)
@@ -262,7 +264,10 @@ def _report_share(model: nn.Module, names: list[str], chosen_by_default: bool) -
 
 
 def _use_native_layout(model: nn.Module) -> None:
-    """Let the dense layers between the sparse ones keep the kernels' layout; tell once if there are no kernels."""
+    """Let the dense layers between the sparse ones keep the kernels' layout, and chains of them be one operation.
+
+    It tells once if there are no kernels.
+    """
     if dispatch.UNAVAILABLE:
         warnings.warn(
             f"zerofl's native kernels are not installed ({dispatch.UNAVAILABLE}): sparse layers run on the reference, "
@@ -273,8 +278,8 @@ def _use_native_layout(model: nn.Module) -> None:
         return
     if any(isinstance(layer, SparseConv2d) for _, layer in sparse_layers(model)):
         for module in model.modules():
-            if layout.can_be_innermost(module):
-                module.__class__ = layout.INNERMOST[type(module)]
+            if type(module) is nn.Sequential or layout.can_be_innermost(module):
+                module.__class__ = _INNERMOST[type(module)]
 
 
 def _disable_fused_transformer_paths(model: nn.Module) -> None:
