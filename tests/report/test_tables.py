@@ -57,6 +57,15 @@ def test_the_papers_layout_has_a_column_for_each_strategy(sweep: Path) -> None:
     assert table.rows[1][3] == Beside("no round yet", "")
 
 
+def test_the_papers_layout_leaves_out_what_goes_beyond_it(tmp_path: Path) -> None:
+    text = SWEEP.replace("run = [", 'run = [\n  { name = "beyond", mask_ratio = 0.1, average_decay = 0.9 },')
+    collection = collect(write_sweep(tmp_path / "sweep", text))
+    table = paper_table(collection)
+    assert table is not None  # "top-k" has the same strategy, sparsity and mask ratio
+    assert table.rows[2][5] == Beside("47.00 ± 1.41", "73.65")
+    assert cells(row_table(collection), "beyond")["Final accuracy %"] == "47.00 ± 1.41"
+
+
 def test_the_papers_layout_names_the_data_set_where_there_are_several(tmp_path: Path) -> None:
     text = SWEEP.replace('name = "dense"', 'name = "dense", dataset = "femnist"')
     table = paper_table(collect(write_sweep(tmp_path / "sweep", text)))

@@ -20,6 +20,8 @@ STRATEGIES = {
 }
 """The paper's names of the columns of Table 1."""
 
+BEYOND = ("sparsity_distribution", "average_decay", "overlap_normalization", "momentum", "uplink_values", "storage")
+"""Keys that go beyond the paper: rows that set them are not in its tables."""
 
 SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savings"]
 
@@ -41,11 +43,14 @@ def setting(experiment: Experiment) -> str:
 def paper_table(collection: Collection) -> Table | None:
     """The layout of Tables 1 to 3: sparsity and mask ratio down, strategies across, measured above the paper's.
 
-    None if two rows of the file would meet in a cell, as those of Figure 1 do.
+    Without rows that go beyond the paper. None if two of the others would meet in a cell, as those of Figure 1 do.
     """
+    plain = Experiment()
     cells: dict[tuple[tuple[str, float, float | None], tuple[str, str]], ReportRow] = {}
     for row in collection.rows:
         e = row.experiment
+        if any(getattr(e, key) != getattr(plain, key) for key in BEYOND):
+            continue
         whole = strategy(e) in ("dense", "full")
         key = (e.dataset, e.sparsity, None if whole else e.mask_ratio), (strategy(e), setting(e))
         if key in cells:
