@@ -132,6 +132,10 @@ def test_energy_is_compared_as_measured_or_as_estimated_and_says_which(sweep: Pa
         "dense": "1.00x", "top-k": "8.00x", "swat": "5.00x (estimate)",
     }  # fmt: skip
     assert all(words in table.note for words in ("Joules are measured", "Joules marked (estimate)", "not covered are"))
+    for seed in (1, 2):
+        settings = sweep / f"swat-seed{seed}" / "experiment.toml"
+        settings.write_text(settings.read_text().replace("watts_per_core = 0.0", "watts_per_core = 4.0"))
+    assert cells(time_table(collect(sweep)), "swat")["J, dense / this"] == ""  # of other watts than the dense row's
 
 
 def test_both_ways_are_counted(sweep: Path) -> None:

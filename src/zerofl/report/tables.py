@@ -116,14 +116,15 @@ def time_table(collection: Collection) -> Table:
     costs = {row.name: {key: _a_thousand(row, key) for key in (*CLOCKS, *ENERGIES)} for row in collection.started}
     with_energy = [key for key in ENERGIES if any(cost[key] is not None for cost in costs.values())]
     dense = {
-        _trained(row.experiment): costs[row.name]
-        for row in reversed(collection.started)
-        if strategy(row.experiment) == "dense"
+        _trained(row.experiment): row for row in reversed(collection.started) if strategy(row.experiment) == "dense"
     }
     rows: list[list[Cell]] = []
     for row in collection.started:
         flops = next((summary.flops_a_sample for summary in row.summaries if summary.flops_a_sample), None)
-        mine, of_dense = costs[row.name], dense.get(_trained(row.experiment), {})
+        mine, beside = costs[row.name], dense.get(_trained(row.experiment))
+        of_dense = costs[beside.name] if beside else {}
+        if beside and beside.experiment.watts_per_core != row.experiment.watts_per_core:
+            of_dense = of_dense | {"train_joules_estimate": None}  # their ratio would be that of the watts
         joules = next((f"{mine[key]:.1f}{word}" for key, word in ENERGIES.items() if mine[key] is not None), "")
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(
