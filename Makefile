@@ -48,10 +48,12 @@ TESTS ?=
 wheel: .venv/dev.installed
 	$(BIN)/python benchmarks/wheels.py $(TESTS)
 
-# The same on each Python, torch and numpy that is here, with kernels and without a compiler; the others are named.
+# The same on each Python, torch and numpy that is here, with kernels and without a compiler; the others are named. The
+# record that is committed is only written where RECORD says so.
 PYTHONS ?= 3.11 3.12 3.13
+RECORD ?= build/matrix.json
 matrix: .venv/dev.installed
-	$(BIN)/python benchmarks/matrix.py --write --python $(PYTHONS) -- $(TESTS)
+	$(BIN)/python benchmarks/matrix.py --record $(RECORD) --python $(PYTHONS) -- $(TESTS)
 	$(BIN)/python benchmarks/check.py
 
 # An editable install keeps a list of the modules, so a new one has to be installed too.

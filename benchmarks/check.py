@@ -9,7 +9,7 @@ zstandard over coding an update of it, reading it, and what a round takes beside
 so that other work on the machine does not count but by the caches and the memory that it takes; what only waits is not
 seen. What seems to have dropped is measured twice more, and the best counts: a busy moment passes, a slower program
 does not. Records: benchmarks/results/check-<instruction set>.json; they are of one machine, and another one with the
-same instructions may have other ratios, so give it a record of its own with --record.
+same instructions may have other ratios, so there is no verdict there: give it a record of its own with --record.
 """
 
 import argparse
@@ -145,7 +145,11 @@ def measured(measures: Sequence[Measure]) -> list[Ratios]:
 
 
 def _measured(measures: Sequence[Measure]) -> list[Ratios]:
-    return [measure() for measure in measures]
+    found = []
+    for measure in measures:
+        found.append(measure())
+        print("".join(f"measured: {name} {ratio:.2f}\n" for name, ratio in found[-1].items()), end="", file=sys.stderr)
+    return found
 
 
 def drops(record: Ratios, now: Ratios) -> Ratios:
@@ -195,12 +199,18 @@ def main() -> int:
 
 
 def verdict(record: dict[str, Any], now: Ratios) -> int:
-    """Print every ratio beside its record; 1, and the three worst, if one has dropped too far."""
+    """Print every ratio beside its record; 1, and the three worst, if one has dropped too far. Only on its machine."""
     dropped = drops(record["ratios"], now)
     for name, drop in dropped.items():
         print(f"{name:28} {now.get(name, 0.0):7.2f}   on record {record['ratios'][name]:7.2f}   {-drop:+6.1%}")
     if record["machine"] != (here := origin()["machine"]):
-        print(f"the record is of another machine, {record['machine']}; this is {here}")
+        print(f"no verdict: the record is of another machine, {record['machine']}; this is {here}")
+        return 0
+    if faster := [name for name, drop in dropped.items() if drop < -MOST_DROP]:
+        print(
+            f"faster than on record by more than {MOST_DROP:.0%}, so that a drop back would not be seen: "
+            f"{', '.join(faster)}; on a quiet machine make the record anew with --write"
+        )
     worst = sorted(dropped, key=lambda name: -dropped[name])[:3]
     if dropped[worst[0]] <= MOST_DROP:
         print(f"as fast as on record: nothing is more than {MOST_DROP:.0%} below")

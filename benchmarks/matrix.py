@@ -32,7 +32,6 @@ from zerofl.run.origin import code, machine
 
 PYTHONS = {"3.11": "2.0", "3.12": "2.0", "3.13": "2.1"}
 """The Pythons, each with the first numpy from 2.0 on that has a wheel for it."""
-RECORD = Path(__file__).parent / "results" / "matrix.json"
 
 
 class Cell(NamedTuple):
@@ -104,7 +103,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", metavar="TESTS", help="for pytest, as in tests/sparse; all by default")
     parser.add_argument("--python", nargs="+", choices=PYTHONS, default=list(PYTHONS))
     parser.add_argument("--torch-index", default=CPU_BUILDS, help=TORCH_INDEX)
-    parser.add_argument("--write", action="store_true", help=f"write benchmarks/results/{RECORD.name}")
+    parser.add_argument("--record", metavar="FILE", type=Path, help="write it, once a cell was run")
     options = parser.parse_args()
     origin = {
         "date": time.strftime("%Y-%m-%d"),
@@ -119,20 +118,22 @@ def main() -> int:
             print(f"== {cell}", flush=True)
             records.append(run_cell(cell, sdist, folder, options.tests, options.torch_index))
             print(f"== {cell}: {outcome(records[-1])}", flush=True)
-            if options.write:  # after each, for a matrix takes hours
-                write(origin | {"tests": options.tests or ["all"], "cells": records})
+            # After each, for a matrix takes hours; but a record is not given up for one in which nothing was run.
+            if options.record and any("skipped" not in record for record in records):
+                write(options.record, origin | {"tests": options.tests or ["all"], "cells": records})
     print(table({"cells": records}))
     run = [record for record in records if "skipped" not in record]
     return 1 if any(record["status"] for record in run) else 0 if run else 2
 
 
-def write(record: dict[str, Any]) -> None:
-    """Write the record; what it has of other Pythons, by the same code, tests and machine, stays."""
-    before = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {"cells": []}
+def write(path: Path, record: dict[str, Any]) -> None:
+    """Write the record; what the file has of other Pythons, by the same code, tests and machine, stays."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"cells": []}
     cells, pythons = record["cells"], {cell["python"] for cell in record["cells"]}
     if all(before.get(key) == record[key] for key in ("machine", "sources_sha256", "tests")):
         cells = sorted(cells + [cell for cell in before["cells"] if cell["python"] not in pythons], key=_python_first)
-    RECORD.write_text(json.dumps(record | {"cells": cells}, indent=1) + "\n", encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | {"cells": cells}, indent=1) + "\n", encoding="utf-8")
 
 
 def _python_first(cell: dict[str, Any]) -> str:

@@ -44,11 +44,29 @@ def test_the_matrix_has_the_pythons_that_wheels_are_built_for() -> None:
 
 def test_the_documents_show_the_record() -> None:
     page = (ROOT / "docs" / "platforms.md").read_text(encoding="utf-8")
-    record = json.loads(matrix.RECORD.read_text(encoding="utf-8"))
+    record = json.loads((ROOT / "benchmarks/results/matrix.json").read_text(encoding="utf-8"))
     assert matrix.table(record) in page
     assert f"`{' '.join(record['tests'])}`" in " ".join(page.split())
     assert {cell["python"] for cell in record["cells"]} == set(matrix.PYTHONS)
     assert not [cell for cell in record["cells"] if cell.get("status")]
+
+
+def test_a_record_is_written_where_it_is_asked_for_and_something_was_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first Python's cells are skipped, those of the second are run."""
+    path, here = tmp_path / "folder" / "matrix.json", matrix.PYTHONS
+    results = {"3.12": {"skipped": "not there"}, "3.13": {"status": 0, "result": "5 passed", "versions": {
+        "python": "3.13.0", "torch": "2.13.0", "numpy": "2.5"}}}  # fmt: skip
+    monkeypatch.setattr(matrix, "build_sdist", lambda folder: folder)
+    monkeypatch.setattr(matrix, "run_cell", lambda cell, *_: cell._asdict() | results[cell.python])
+    for pythons, status, cells in ((["3.12"], 2, 0), (["3.13"], 0, 4), (["3.12"], 2, 4), (["3.12", "3.13"], 0, 8)):
+        monkeypatch.setattr(sys, "argv", ["matrix.py", "--record", str(path), "--python", *pythons, "--", "tests/a"])
+        assert matrix.main() == status
+        assert path.exists() == bool(cells)
+        assert len(json.loads(path.read_text())["cells"] if cells else []) == cells
+    assert set(here) > {"3.12", "3.13"}
+    assert "5 passed" in capsys.readouterr().out
 
 
 def test_a_python_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

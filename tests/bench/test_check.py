@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from zerofl.run.origin import origin
 from zerofl.sparse import dispatch, kernels
 
 pytestmark = pytest.mark.skipif(
@@ -56,6 +57,7 @@ def test_a_slowed_kernel_makes_it_fail(
     found = json.loads(record.read_text())
     assert found["isa"] == dispatch.isa()
     assert found["ratios"].keys() == {"step of leaf_cnn"}
+    assert capsys.readouterr().err.count("measured: step of leaf_cnn") == 3
     on_record(record, 0.5)  # whatever else this machine does, it is not half as fast by it
     assert play(script, record, monkeypatch) == 0
     assert "as fast as on record" in capsys.readouterr().out
@@ -85,12 +87,16 @@ def test_every_measure_measures(script: dict[str, Any], tmp_path: Path, monkeypa
 def test_more_than_15_percent_is_too_much_and_the_three_worst_are_named(
     script: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = {"machine": "another", "ratios": dict.fromkeys("abcde", 2.0)}
+    record = {"machine": origin()["machine"], "ratios": dict.fromkeys("abcde", 2.0)}
     assert script["verdict"](record, dict.fromkeys("abcde", 1.71)) == 0  # 14.5 % less
-    assert "another machine, another" in capsys.readouterr().out
+    assert "faster" not in capsys.readouterr().out
     now = {"a": 2.5, "b": 1.69, "c": 1.9, "d": 1.0, "f": 9.0}  # 15.5 % and 50 % less; e is gone
     assert script["verdict"](record, now) == 1
-    assert capsys.readouterr().out.splitlines()[-1].endswith("the three worst: e, d, b")
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].endswith("the three worst: e, d, b")
+    assert "a drop back would not be seen: a;" in out
+    assert script["verdict"](record | {"machine": "another"}, now) == 0
+    assert "no verdict: the record is of another machine, another; this is" in capsys.readouterr().out
 
 
 def test_what_seems_slower_is_measured_again_and_its_best_counts(script: dict[str, Any]) -> None:

@@ -49,23 +49,22 @@ def test_a_change_is_clipped_by_value_and_stays_sparse() -> None:
 
 
 def test_weights_are_clipped_towards_what_was_received() -> None:
-    """What was not sent is zero, so its change is from 1 to 0."""
+    """What was not sent is no part of the change, and stays zero."""
     sent: list[torch.Tensor | Sparse] = [
         sparsified(torch.tensor([4.0, 1.0, 5.0])),
         torch.tensor([4.0, 1.0, 5.0]),
         sparsified(torch.tensor([4.0, 0, 0])),
     ]
     updates = [(Update(False, {"w": w, "n": torch.tensor(8)}), None) for w in sent]
-    assert [change_norms(RECEIVED, update)["w"] for update, _ in updates] == [5, 5, math.sqrt(3**2 + 1 + 1)]
-    half = math.sqrt(11) / 2
-    kept = [of(update.tensors["w"]) for update, *_ in clipped(RECEIVED, updates, half, 0.0)]
-    scale = half / 5
+    assert [change_norms(RECEIVED, update)["w"] for update, _ in updates] == [5, 5, 3]
+    kept = [of(update.tensors["w"]) for update, *_ in clipped(RECEIVED, updates, 1.5, 0.0)]
     for dense in kept[:2]:
-        assert dense == pytest.approx([1 + 3 * scale, 1, 1 + 4 * scale])
-    assert kept[2] == pytest.approx([2.5, 0.5, 0.5])
-    *_, last = clipped(RECEIVED, updates, half, 0.0)
+        assert dense == pytest.approx([1 + 3 * 0.3, 1, 1 + 4 * 0.3])
+    assert kept[2] == [2.5, 0, 0]
+    *_, last = clipped(RECEIVED, updates, 1.5, 0.0)
+    assert isinstance(last[0].tensors["w"], Sparse)
     assert of(last[0].tensors["n"]) == [6]
-    assert last[2] == pytest.approx((math.sqrt(11), 0.5))
+    assert last[2] == (3, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import experiment_of, model_bytes, run, without_times
+from tests.running import experiment_of, model_bytes, run, run_until, without_times
 from zerofl.experiment import Experiment
 from zerofl.fl import client, energy
 from zerofl.fl.records import ClientRecord, RoundRecord, Summary
 from zerofl.run.checkpoint import load_tensors
 from zerofl.run.folder import read_clients, read_rounds, read_summary
+from zerofl.run.resume import check_run
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MOST = 262_143_328_850  # microjoules, as a real package has it
@@ -72,6 +73,12 @@ def test_packages_and_memory_are_counted_once(machine: Path) -> None:
 def test_a_counter_comes_round(machine: Path) -> None:
     before, after = readings(machine, (MOST / 1e6 - 1.0, 50.0), (2.0, 60.0))
     assert energy.joules(before, after, 10.0) == pytest.approx(9.0)  # 1 J up to the end, and 2 J from 0, three times
+
+
+def test_counters_that_are_not_the_same_ones_tell_nothing(machine: Path) -> None:
+    before, after = readings(machine, (100.0, 50.0), (140.0, 60.0))
+    assert energy.joules(before, after._replace(counters=after.counters[:2]), 10.0) is None
+    assert energy.joules(before._replace(counters=before.counters[1:]), after, 10.0) is None
 
 
 def test_a_counter_that_could_have_come_round_twice_tells_nothing(machine: Path) -> None:
@@ -153,6 +160,14 @@ def test_an_estimate_is_cpu_seconds_times_watts_and_is_called_one(
     assert (read_summary(tmp_path / "with").energy or "").startswith(
         "estimate, not measured: CPU seconds of training x 2.5 W"
     )
+    run_until(experiment_of(cifar_root, rounds=3, watts_per_core=2.5), tmp_path / "resumed", 2)
+    run(
+        check_run(tmp_path / "resumed", experiment_of(cifar_root, rounds=3, watts_per_core=40.0), resume=True),
+        tmp_path / "resumed",
+    )
+    summary = read_summary(tmp_path / "resumed")
+    assert "CPU seconds of training x 40 W" in (summary.energy or "")
+    assert summary.train_joules_estimate == pytest.approx(40.0 * (summary.train_cpu_seconds or 0.0))
     without = read_summary(tmp_path / "without")
     assert without.train_joules_estimate is None
     assert "nowhere; watts_per_core gives an estimate" in (without.energy or "")

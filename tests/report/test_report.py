@@ -12,7 +12,7 @@ from tests.report.sweeps import write_sweep
 from zerofl.cli import main
 from zerofl.report.cells import lines_of, markdown
 from zerofl.report.collect import collect
-from zerofl.report.figures import by_mask_ratio, figures
+from zerofl.report.figures import by_mask_ratio, figures, frontier
 from zerofl.report.tables import persistence_table, tables
 
 
@@ -32,11 +32,24 @@ def test_no_two_of_many_lines_have_one_colour(tmp_path: Path) -> None:
 def test_figures_are_those_that_the_runs_have_what_is_needed_for(sweep: Path) -> None:
     headings = [figure.heading for figure in figures(collect(sweep))]
     assert headings == [
-        "Accuracy", "Loss", "Accuracy against total communication", "Figure 2: non-zero ratio after the aggregation",
+        "Accuracy", "Loss", "Accuracy against total communication", "Accuracy against what is sent up",
+        "Figure 2: non-zero ratio after the aggregation",
         "Overlap of the clients' masks", "Overlap of the clients' masks by layer",
         *(f"Figures 3, 5 and 6: where the weights are, {row}" for row in ("swat", "top-k", "dense")),
     ]  # fmt: skip
     assert all(figure.svg.startswith(b"<?xml") for figure in figures(collect(sweep)))
+
+
+def test_the_frontier_joins_the_rows_that_no_other_beats(sweep: Path) -> None:
+    # top-k sends the least and ends lowest, dense sends as much as swat and ends above it.
+    collection = collect(sweep)
+    (figure,) = [figure for figure in figures(collection) if figure.heading == "Accuracy against what is sent up"]
+    for name in (b"swat", b"top-k", b"dense"):
+        assert b"<!-- %b -->" % name in figure.svg
+    (steps,) = re.findall(rb'<path d="([^"]*)"[^>]*stroke: #999999', figure.svg)
+    assert len(re.findall(rb"[ML] ", steps)) == 3  # top-k, along and up to dense
+    swat, top_k, _, _ = collection.rows
+    assert frontier(collection._replace(rows=[swat, top_k])) is None
 
 
 def test_centralised_rows_make_figure_1_and_four_mask_ratios_figure_4(tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ def test_the_papers_layout_has_a_column_for_each_strategy(sweep: Path) -> None:
     assert table.rows[1][3] == Beside("no round yet", "")
 
 
+def test_the_papers_layout_leaves_out_what_goes_beyond_it(tmp_path: Path) -> None:
+    text = SWEEP.replace("run = [", 'run = [\n  { name = "beyond", mask_ratio = 0.1, average_decay = 0.9 },')
+    collection = collect(write_sweep(tmp_path / "sweep", text))
+    table = paper_table(collection)
+    assert table is not None  # "top-k" has the same strategy, sparsity and mask ratio
+    assert table.rows[2][5] == Beside("47.00 ± 1.41", "73.65")
+    assert cells(row_table(collection), "beyond")["Final accuracy %"] == "47.00 ± 1.41"
+
+
 def test_the_papers_layout_names_the_data_set_where_there_are_several(tmp_path: Path) -> None:
     text = SWEEP.replace('name = "dense"', 'name = "dense", dataset = "femnist"')
     table = paper_table(collect(write_sweep(tmp_path / "sweep", text)))
@@ -123,6 +132,10 @@ def test_energy_is_compared_as_measured_or_as_estimated_and_says_which(sweep: Pa
         "dense": "1.00x", "top-k": "8.00x", "swat": "5.00x (estimate)",
     }  # fmt: skip
     assert all(words in table.note for words in ("Joules are measured", "Joules marked (estimate)", "not covered are"))
+    for seed in (1, 2):
+        settings = sweep / f"swat-seed{seed}" / "experiment.toml"
+        settings.write_text(settings.read_text().replace("watts_per_core = 0.0", "watts_per_core = 4.0"))
+    assert cells(time_table(collect(sweep)), "swat")["J, dense / this"] == ""  # of other watts than the dense row's
 
 
 def test_both_ways_are_counted(sweep: Path) -> None:

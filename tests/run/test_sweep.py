@@ -45,6 +45,15 @@ def test_a_seed_from_the_command_line_replaces_the_files(tmp_path: Path) -> None
     assert list(read(tmp_path, FILE, seed=5).experiments()) == ["a-seed5", "b-seed5"]
 
 
+def test_settings_are_of_the_rows_and_runs_that_are_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(FILE)
+    for only in ("b", "b-seed2"):
+        first, second = read_sweep(path, {"uplink": "full", "trim_clients": 1, "min_replies": 3}, [only]).rows
+        assert {e.trim_clients for e in first.experiments} == {0}
+        assert {e.trim_clients for e in second.experiments} == {1}
+
+
 def test_one_name_is_not_given_to_several_runs(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"name = 'x': .*file\.toml has several runs, .* with --out"):
         read(tmp_path, FILE, name="x")

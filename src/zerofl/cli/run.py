@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace, console: "Output", errors: "Output") -> in
     if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ResultsError(f"--tensorboard needs TensorBoard: {install_hint('tensorboard')}")
     file = find_sweep(options.experiments)
-    sweep = read_sweep(file, _settings(options))
+    sweep = read_sweep(file, _settings(options), options.only or ())
     chosen = _chosen(sweep, options.only)
     out: Path = options.out or Path("runs") / file.stem
     # Before anything is computed: is every data set there and fit for its run, and every folder free or resumable?

@@ -28,14 +28,13 @@ def clipped(
 ) -> Iterator[tuple[Update, T, Clip | None]]:
     """The updates, each with what came with it, and with its change clipped; with both bounds 0 as they are, and None.
 
-    The change is what the model would move by if this were the only update (`change_norms`). With `median` each
+    The change is that of the entries that were sent (`change_norms`). With `median` each
     tensor's is scaled down to `median` times the round's median norm of that tensor: BatchNorm's statistics change by
     other sizes than weights. Of an even number of norms it is the lower of the middle two, so that half of the clients
-    may be absurd; what more than half leave as it was stays. Then with `norm` the whole update is scaled down to that
+    may be absurd; what half or more leave as it was stays. Then with `norm` the whole update is scaled down to that
     norm (Sun et al., 2019), over all floating-point tensors.
 
-    Of an update that holds changes the values that came are scaled; of one that holds weights the tensors that are
-    scaled become dense, of one update at a time. Memory: with `median` all updates of the round as they came.
+    Memory: with `median` all updates of the round as they came.
     """
     if not norm and not median:
         for update, of in updates:
@@ -57,40 +56,47 @@ def clipped(
 
 
 def change_norms(received: State, update: Update) -> dict[str, float]:
-    """The Euclidean norm of the change of each tensor that an update stands for.
+    """The Euclidean norm of the change of each tensor that an update stands for, over the entries that it has.
 
-    Of weights it is that of (weights - received), where entries that were not sent count as zero, as in the average.
-    Integer counters always travel as they are.
+    Of weights it is that of (weights - received). An entry that was not sent is zero in the average, from an honest
+    client as from any other; it would be nearly all of the norm of a model's largest tenth.
     """
-    norms = {}
-    for name, tensor in update.tensors.items():
-        if _is_change(update, tensor):
-            change = (tensor.values if isinstance(tensor, Sparse) else tensor).double()
-        else:
-            change = _whole(tensor).double().sub_(received[name])  # float32 has no difference of its largest numbers
-        norms[name] = math.sqrt(change.square_().sum().item()) if tensor.shape.numel() else 0.0
-    return norms
+    return {
+        name: math.sqrt(_change(received[name], tensor, update.adds).square_().sum().item())
+        for name, tensor in update.tensors.items()
+    }
 
 
 def scaled(received: State, update: Update, factors: Mapping[str, float]) -> Update:
-    """The update with the change of each tensor times its factor; integer counters are rounded."""
+    """The update with the change of each tensor times its factor, in the entries that it has; counters are rounded."""
     tensors = dict(update.tensors)
     for name, tensor in update.tensors.items():
         before, factor = received[name], factors[name]
         if factor == 1:
             continue
-        if not _is_change(update, tensor):
-            moved = _whole(tensor).double().sub_(before).mul_(factor).add_(before)
-            tensors[name] = (moved if before.is_floating_point() else moved.round_()).to(before.dtype)
-        elif isinstance(tensor, Sparse):
-            tensors[name] = tensor._replace(values=tensor.values.double().mul_(factor).float())
-        else:
-            tensors[name] = tensor.double().mul_(factor).float()
+        moved = _change(before, tensor, update.adds).mul_(factor)
+        if not _is_change(tensor, update.adds):
+            moved.add_(_where_sent(before, tensor))
+        if not before.is_floating_point():
+            moved.round_()
+        values = moved.to(before.dtype)
+        tensors[name] = tensor._replace(values=values) if isinstance(tensor, Sparse) else values
     return Update(update.adds, tensors)
 
 
-def _is_change(update: Update, tensor: Tensor | Sparse) -> bool:
-    return update.adds and (isinstance(tensor, Sparse) or tensor.is_floating_point())
+def _change(before: Tensor, tensor: Tensor | Sparse, adds: bool) -> Tensor:
+    """What a tensor that was sent changes, in float64: float32 has no difference of its largest numbers."""
+    change = (tensor.values if isinstance(tensor, Sparse) else tensor).double()
+    return change.clone() if _is_change(tensor, adds) else change - _where_sent(before, tensor)
+
+
+def _where_sent(before: Tensor, tensor: Tensor | Sparse) -> Tensor:
+    return before.flatten()[tensor.positions()] if isinstance(tensor, Sparse) else before
+
+
+def _is_change(tensor: Tensor | Sparse, adds: bool) -> bool:
+    """Whether what was sent is the change itself; integer counters always travel as they are."""
+    return adds and (isinstance(tensor, Sparse) or tensor.is_floating_point())
 
 
 def trimmed_mean(received: State, updates: Iterable[tuple[Update, int]], trim: int, device: str = "cpu") -> State:

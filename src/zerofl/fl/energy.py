@@ -57,10 +57,13 @@ def why_not() -> str:
 def joules(before: Reading | None, after: Reading | None, cpu_seconds: float | None) -> float | None:
     """The energy between two readings that is due to work of `cpu_seconds`, which was all or part of the work then.
 
-    None where the counters, or those seconds, are not known, or a counter could have come round twice.
+    None where the counters, or those seconds, are not known, the counters are not the same ones, or one could have come
+    round twice.
     """
     if before is None or after is None or cpu_seconds is None:
         return None
+    if [counter.name for counter in before.counters] != [counter.name for counter in after.counters]:
+        return None  # one came or went meanwhile
     seconds, microjoules = after.at_seconds - before.at_seconds, 0
     for old, new in zip(before.counters, after.counters, strict=True):
         if seconds * MOST_WATTS > old.most_microjoules / 1e6:

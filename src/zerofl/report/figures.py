@@ -48,6 +48,7 @@ def figures(collection: Collection) -> list[Figure]:
         accuracy,
         loss,
         accuracy_by_traffic,
+        frontier,
         by_mask_ratio,
         nonzero_ratios,
         overlaps,
@@ -81,6 +82,35 @@ def accuracy_by_traffic(collection: Collection) -> Figure | None:
         "downlink is most of it. With several seeds the line is their mean."
     )
     return figure and figure._replace(caption=caption)
+
+
+def frontier(collection: Collection) -> Figure | None:
+    """Accuracy at the end against the bytes sent up, a point a row; a line joins those that no other row beats in both.
+
+    None with fewer than three finished rows, or two data sets.
+    """
+    points = [
+        (up.mean / MB, measured.mean * 100, (measured.deviation or 0.0) * 100, row.name)
+        for row in collection.started
+        if (measured := row.measured(collection.metric)) and (up := row.measured("uplink_bytes")) and up.mean
+    ]
+    if len(points) < 3 or len({row.experiment.dataset for row in collection.started}) > 1:
+        return None
+    points.sort(key=lambda point: (point[0], -point[1]))
+    best = [point for i, point in enumerate(points) if all(point[1] > other[1] for other in points[:i])]
+    with rc_context(STYLE):
+        canvas, (axes,) = _panels(1)
+        axes.step([x for x, *_ in best], [y for _, y, *_ in best], where="post", color="0.6", lw=1, zorder=0)
+        for (x, y, deviation, name), look in zip(points, _looks(1, len(points)), strict=True):
+            axes.errorbar(x, y, deviation or None, capsize=2, label=name, **look | {"ls": "none"})
+        axes.set(xlabel="MB up, the whole run", xscale="log", ylabel=f"{METRICS[collection.metric].capitalize()} (%)")
+        _plain_numbers(axes)
+        _legend_below(axes)
+        caption = (
+            "Up and to the left is better; the grey line joins what no other row beats in both. Bars are the seeds' "
+            "deviation."
+        )
+        return Figure("Accuracy against what is sent up", caption, _svg(canvas))
 
 
 def by_mask_ratio(collection: Collection) -> Figure | None:
@@ -245,9 +275,7 @@ def _over_rounds(
             axes.set(title=_panel_title(panel, {strategy(row.experiment) == "dense" for row in members}))
             if by_traffic:
                 axes.set(xlabel="MB up and down", xscale="log")
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-                axes.xaxis.set_minor_formatter(NullFormatter())
+                _plain_numbers(axes)
             else:
                 _round_axis(axes)
             _legend_below(axes)
@@ -281,6 +309,13 @@ def _mean_curve(
 def _legend_below(axes: Axes) -> None:
     """The legend under the panel, where it hides no curve."""
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=7, frameon=False)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """A logarithmic axis with numbers as people write them."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _round_axis(axes: Axes) -> None:

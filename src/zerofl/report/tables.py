@@ -20,6 +20,8 @@ STRATEGIES = {
 }
 """The paper's names of the columns of Table 1."""
 
+BEYOND = ("sparsity_distribution", "average_decay", "overlap_normalization", "momentum", "uplink_values", "storage")
+"""Keys that go beyond the paper: rows that set them are not in its tables."""
 
 SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savings"]
 
@@ -41,11 +43,14 @@ def setting(experiment: Experiment) -> str:
 def paper_table(collection: Collection) -> Table | None:
     """The layout of Tables 1 to 3: sparsity and mask ratio down, strategies across, measured above the paper's.
 
-    None if two rows of the file would meet in a cell, as those of Figure 1 do.
+    Without rows that go beyond the paper. None if two of the others would meet in a cell, as those of Figure 1 do.
     """
+    plain = Experiment()
     cells: dict[tuple[tuple[str, float, float | None], tuple[str, str]], ReportRow] = {}
     for row in collection.rows:
         e = row.experiment
+        if any(getattr(e, key) != getattr(plain, key) for key in BEYOND):
+            continue
         whole = strategy(e) in ("dense", "full")
         key = (e.dataset, e.sparsity, None if whole else e.mask_ratio), (strategy(e), setting(e))
         if key in cells:
@@ -111,14 +116,15 @@ def time_table(collection: Collection) -> Table:
     costs = {row.name: {key: _a_thousand(row, key) for key in (*CLOCKS, *ENERGIES)} for row in collection.started}
     with_energy = [key for key in ENERGIES if any(cost[key] is not None for cost in costs.values())]
     dense = {
-        _trained(row.experiment): costs[row.name]
-        for row in reversed(collection.started)
-        if strategy(row.experiment) == "dense"
+        _trained(row.experiment): row for row in reversed(collection.started) if strategy(row.experiment) == "dense"
     }
     rows: list[list[Cell]] = []
     for row in collection.started:
         flops = next((summary.flops_a_sample for summary in row.summaries if summary.flops_a_sample), None)
-        mine, of_dense = costs[row.name], dense.get(_trained(row.experiment), {})
+        mine, beside = costs[row.name], dense.get(_trained(row.experiment))
+        of_dense = costs[beside.name] if beside else {}
+        if beside and beside.experiment.watts_per_core != row.experiment.watts_per_core:
+            of_dense = of_dense | {"train_joules_estimate": None}  # their ratio would be that of the watts
         joules = next((f"{mine[key]:.1f}{word}" for key, word in ENERGIES.items() if mine[key] is not None), "")
         realised = row.runs[0].curve("realised_sparsity")[1]
         rows.append(

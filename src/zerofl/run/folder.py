@@ -179,10 +179,11 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
     """The figures of a whole run, from its folder."""
     experiment, rounds, clients = read_experiment(directory), read_rounds(directory), read_clients(directory)
     last, uplink_bytes = rounds[-1], sum(client.uplink_bytes for client in clients)
-    train_cpu_seconds, train_joules, train_joules_estimate = (
-        total([getattr(record, key) for record in rounds])
-        for key in ("train_cpu_seconds", "train_joules", "train_joules_estimate")
+    train_cpu_seconds, train_joules = (
+        total([getattr(record, key) for record in rounds]) for key in ("train_cpu_seconds", "train_joules")
     )
+    # Of all rounds by the watts that `energy` below names: a run that was resumed may have had others before.
+    train_joules_estimate = energy.joules_estimate(train_cpu_seconds, experiment.watts_per_core)
     best = max((r for r in rounds if r.test_accuracy is not None), key=lambda r: r.test_accuracy or 0.0, default=None)
     return Summary(
         name=experiment.name,

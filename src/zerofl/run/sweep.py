@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,12 +40,12 @@ class Sweep(NamedTuple):
         return {experiment.name: experiment for row in self.rows for experiment in row.experiments}
 
 
-def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
+def read_sweep(path: Path, settings: Mapping[str, Any] | None = None, only: Collection[str] = ()) -> Sweep:
     """The rows of a TOML file.
 
     A file has a table `[base]` with the values all runs share, and a table `[[run]]` with a `name` for each row, which
     may have a table `paper`. With `seeds`, a list, each row is run once with each, as NAME-seed1 and so on. `metric` is
-    one of METRICS. The `settings` override the runs' values.
+    one of METRICS. The `settings` override the values of all runs, or of the rows and runs that `only` names.
 
     Raises:
         ExperimentError: the file is malformed; it says where.
@@ -88,7 +88,8 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None) -> Sweep:
         where = f"{path}, [[run]] {run.get('name', f'number {number}')}"
         if "name" not in run:
             raise ExperimentError(f'{where}: has no name; add name = "..."')
-        values = {**base, **run, **settings}
+        names = {run["name"], *(f"{run['name']}-seed{seed}" for seed in seeds or [])}
+        values = {**base, **run, **(settings if not only or names & set(only) else {})}
         paper = values.pop("paper", {})
         if not isinstance(paper, dict) or not all(
             key in PAPER_FIGURES and isinstance(value, int | float) for key, value in paper.items()
