@@ -1,5 +1,7 @@
 """Where a record says it comes from."""
 
+import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -68,3 +70,21 @@ def test_origin_has_what_a_record_needs() -> None:
     assert record["versions"].keys() >= {"python", "torch", "zerofl"}
     assert record["code"]["sources_sha256"] == origin.sources_sha256(PACKAGE)
     assert "cores" in record["machine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC\n\nmodel\t\t: 2\n", "AMD EPYC (family 25, model 1)"),
+        ("model name\t: Some ARM\n", "Some ARM"),
+        ("processor\t: 0\nCPU part\t: 0xd0b\n", platform.processor() or platform.machine()),
+        (None, platform.processor() or platform.machine()),
+    ],
+)
+def test_a_machine_is_told_by_its_processors_generation(
+    text: str | None, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "CPUINFO", tmp_path / "cpuinfo")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert origin.machine() == f"{name}, {os.cpu_count()} cores"

@@ -12,6 +12,8 @@ from typing import Any
 from zerofl import __version__
 from zerofl.sparse import dispatch
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def origin() -> dict[str, Any]:
     """What every record says of where it comes from: `machine`, `versions` and `code`."""
@@ -19,14 +21,19 @@ def origin() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The processor and the number of cores, to read figures by."""
+    """The processor and the number of cores, to read figures by.
+
+    A virtual machine's processor may be called "AMD EPYC" and no more: family and model tell its generation.
+    """
     name = platform.processor() or platform.machine()
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        lines = CPUINFO.read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
     except OSError:
-        pass  # not Linux: the platform's own name stands
-    return f"{name}, {os.cpu_count()} cores"
+        lines = []  # not Linux: the platform's own name stands
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    known = {"cpu family", "model"} <= facts.keys()
+    generation = f" (family {facts['cpu family']}, model {facts['model']})" if known else ""
+    return f"{facts.get('model name', name)}{generation}, {os.cpu_count()} cores"
 
 
 def versions() -> dict[str, str]:
