@@ -30,7 +30,7 @@ def encode_positions(sparse: Sparse, positions: str, received: ReceivedTensor | 
         bitmap = sparse.bits.numpy()
         shortest = bytes([BITMAP]) + bitmap.tobytes()
         by_class = None if received is None else bytes([BY_CLASS]) + _encode_by_class(bitmap, received)
-        if 0 < count < numel and (by_class is None or _entropy_bytes(count, numel) < len(by_class)):
+        if 0 < count < numel and (by_class is None or _least_bytes(count, numel) < len(by_class)):
             coded = encode_bitmaps(bitmap, np.array([count]), np.array([numel]))
             shortest = min(shortest, struct.pack("<BI", CODED, count) + coded, key=len)
         if by_class is not None:
@@ -40,10 +40,10 @@ def encode_positions(sparse: Sparse, positions: str, received: ReceivedTensor | 
     return struct.pack("<BI", CSR, count) + np.flatnonzero(sparse.mask()).astype("<i4").tobytes()
 
 
-def _entropy_bytes(count: int, numel: int) -> float:
-    """Below this the coded bitmap is not, which so need not be made."""
+def _least_bytes(count: int, numel: int) -> float:
+    """Below this the coded bitmap cannot be, which need not be made to know it: a little under its entropy."""
     p = count / numel
-    return -numel * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
+    return -0.98 * numel * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
 
 
 def _encode_by_class(bitmap: np.ndarray, received: ReceivedTensor) -> bytes:
