@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import zstandard
 
-from zerofl.exchange.wire.entropy import decode_natively, decode_with_constriction, encode_bitmap
+from zerofl.exchange.wire.entropy import decode_natively, decode_with_constriction, encode_bitmaps
 from zerofl.run.origin import origin
 
 
@@ -39,7 +39,7 @@ for numel in (LARGEST, SMALLEST):
         entropy_bytes = -numel * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8
         huffman = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
         sizes = [
-            9 + len(encode_bitmap(bitmap, int(mask.sum()), numel)),
+            9 + len(encode_bitmaps(bitmap, np.array([mask.sum()]), np.array([numel]))),
             *(len(zstandard.ZstdCompressor(level=level).compress(bitmap.tobytes())) for level in (1, 19)),
             len(huffman.compress(bitmap.tobytes()) + huffman.flush()),
         ]
@@ -50,13 +50,14 @@ print("entries  density        encode  decode, native  constriction  zstd 1 enco
 for density in DENSITIES:
     mask = np.random.default_rng(0).random(LARGEST) < density
     bitmap, count = np.packbits(mask), int(mask.sum())
-    coded = encode_bitmap(bitmap, count, LARGEST)
+    of_one = np.array([count]), np.array([LARGEST])
+    coded = encode_bitmaps(bitmap, *of_one)
     words = np.frombuffer(coded[4:], np.uint32)
     frame = zstandard.ZstdCompressor(level=1).compress(bitmap.tobytes())
     calls: list[Callable[[], object]] = [
-        partial(encode_bitmap, bitmap, count, LARGEST),
-        partial(decode_natively, words, count, LARGEST),
-        partial(decode_with_constriction, words, count, LARGEST),
+        partial(encode_bitmaps, bitmap, *of_one),
+        partial(decode_natively, words, *of_one),
+        partial(decode_with_constriction, words, *of_one),
         partial(zstandard.ZstdCompressor(level=1).compress, bitmap.tobytes()),
         partial(zstandard.ZstdDecompressor().decompress, frame),
     ]

@@ -21,19 +21,22 @@ struct Quantiles {
 
 }  // namespace
 
-bool ans_decode(const uint32_t* cumulative, const uint32_t* words, int64_t word_count, uint8_t* bytes, int64_t count) {
-  const Quantiles quantiles(cumulative);
+bool ans_decode(const uint32_t* cumulative, const int64_t* sizes, int64_t models, const uint32_t* words,
+                int64_t word_count, uint8_t* bytes) {
   const uint32_t* word = words + word_count;
   uint64_t state = 0;
   while (word > words && state < FULL) state = state << WORD | *--word;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t quantile = state & (WHOLE - 1);
-    int symbol = quantiles.first[quantile >> BUCKET];
-    while (cumulative[symbol + 1] <= quantile) ++symbol;
-    const uint32_t begin = cumulative[symbol];
-    bytes[i] = static_cast<uint8_t>(symbol);
-    state = (state >> PRECISION) * (cumulative[symbol + 1] - begin) + (quantile - begin);
-    if (state < FULL && word > words) state = state << WORD | *--word;
+  for (int64_t model = 0; model < models; ++model, cumulative += SYMBOLS + 1) {
+    const Quantiles quantiles(cumulative);
+    for (const uint8_t* end = bytes + sizes[model]; bytes < end; ++bytes) {
+      const uint32_t quantile = state & (WHOLE - 1);
+      int symbol = quantiles.first[quantile >> BUCKET];
+      while (cumulative[symbol + 1] <= quantile) ++symbol;
+      const uint32_t begin = cumulative[symbol];
+      *bytes = static_cast<uint8_t>(symbol);
+      state = (state >> PRECISION) * (cumulative[symbol + 1] - begin) + (quantile - begin);
+      if (state < FULL && word > words) state = state << WORD | *--word;
+    }
   }
   return state == 0 && word == words;
 }

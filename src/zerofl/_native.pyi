@@ -222,10 +222,10 @@ def max_pool(x: Tensor, size: int, relu: bool, y: Tensor, place: Tensor, threads
     """`place`, uint8 of y's shape, gets the position of each maximum in its square."""
 
 def max_pool_backward(grad_y: Tensor, place: Tensor, size: int, grad_x: Tensor, threads: int) -> None: ...
-def ans_decode(cumulative: np.ndarray, words: np.ndarray, bytes: np.ndarray) -> bool:
-    """Whether the words, uint32, hold just as many bytes, uint8, as there is room for.
+def ans_decode(cumulative: np.ndarray, sizes: np.ndarray, words: np.ndarray, bytes: np.ndarray) -> bool:
+    """Whether the words, uint32, hold just as many bytes, uint8, as there is room for: of each model its size, int64.
 
-    `cumulative` is uint32 [257], from 0 to 2^24 and rising at each step.
+    `cumulative` is uint32 [257 models], for each model from 0 to 2^24 and rising at each step.
     """
 
 def active_bits(x: Tensor, by: Tensor, threshold: float, bits: Tensor) -> int:
@@ -238,4 +238,31 @@ def split_planes(numbers: np.ndarray, planes: np.ndarray) -> None:
     """uint32 [n] -> uint8 [4 n]: see `zerofl.exchange.wire.values`."""
 
 def merge_planes(planes: np.ndarray, numbers: np.ndarray) -> None:
+    """The other way."""
+
+def largest_magnitude(x: np.ndarray) -> int:
+    """The bits of the largest magnitude in x, float32 [n]; 0 if it is empty."""
+
+def magnitude_classes(x: np.ndarray, largest: int, classes: np.ndarray) -> None:
+    """float32 [n] -> uint8 [n]: see `zerofl.exchange.wire.classes`, as for the rest below."""
+
+def count_classes(classes: np.ndarray, sizes: np.ndarray) -> None:
+    """uint8 [n] -> int64 [24]."""
+
+def deal_bits(classes: np.ndarray, sizes: np.ndarray, bits: np.ndarray, dealt: np.ndarray) -> None:
+    """A bitmap, uint8 -> those of the classes, uint8, one after another."""
+
+def gather_bits(classes: np.ndarray, sizes: np.ndarray, dealt: np.ndarray, bits: np.ndarray) -> None:
+    """The other way."""
+
+def deal(classes: np.ndarray, numbers: np.ndarray, dealt: np.ndarray) -> None:
+    """uint8, 16 or 32 [n] -> the same numbers, class after class."""
+
+def gather(classes: np.ndarray, dealt: np.ndarray, numbers: np.ndarray) -> None:
+    """The other way."""
+
+def subtract(numbers: np.ndarray, received: np.ndarray, differences: np.ndarray) -> None:
+    """Bits of floats, uint16 or 32 [n], as steps from others."""
+
+def add(received: np.ndarray, differences: np.ndarray, numbers: np.ndarray) -> None:
     """The other way."""

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from zerofl.bench import uplink
 from zerofl.cli import main
 from zerofl.exchange.update import Update, sparsified
 from zerofl.fl.client import Trained
+from zerofl.fl.records import ClientRecord
 from zerofl.fl.server import ServerState
 
 
@@ -37,14 +39,23 @@ def test_bench_uplink_writes_a_row_for_each_combination(
     record = client_record(1, 0, 30)
     monkeypatch.setattr(uplink, "initial_state", lambda experiment, dataset: ServerState(received, {}))
     monkeypatch.setattr(uplink, "train_locally", lambda *_, round, client: Trained(trained, ["w"], record))
-    assert main(["bench", "uplink", "--json", str(tmp_path / "uplink.json")]) == 0
+    began = []
+
+    def train_client(*arguments: Any) -> tuple[Update, ClientRecord]:
+        began.append(arguments[3:])
+        return Update(False, dict(received)), record
+
+    monkeypatch.setattr(uplink, "train_client", train_client)
+    assert main(["bench", "uplink", "--rounds", "2", "--json", str(tmp_path / "uplink.json")]) == 0
+    assert began == 2 * [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert "top_k_weights_diff" in capsys.readouterr().out
     rows = json.loads((tmp_path / "uplink.json").read_text())["rows"]
     assert len(rows) == 2 * 3 * 3 * 4
     for row in rows:
         assert row.keys() >= {
             "sparsity", "mask_ratio", "values", "bytes", "index_bytes", "value_bytes", "dense_bytes", "entropy_bytes",
-            "csr_bytes", "paper_bytes", "encode_seconds", "decode_seconds",
+            "csr_bytes", "paper_bytes", "encode_seconds", "decode_seconds", "received_bytes", "received_index_bytes",
+            "received_encode_seconds", "received_decode_seconds",
         }  # fmt: skip
         sent = round((1 - row["sparsity"] + row["mask_ratio"]) * 30_000)
         assert row["dense_bytes"] == 4 * 30_100 + 8
@@ -53,3 +64,4 @@ def test_bench_uplink_writes_a_row_for_each_combination(
         assert row["bytes"] == row["index_bytes"] + row["value_bytes"]
         assert row["entropy_bytes"] < row["index_bytes"] < 1.05 * row["entropy_bytes"]
         assert row["bytes"] < row["csr_bytes"]
+        assert row["received_bytes"] <= row["bytes"] + 4

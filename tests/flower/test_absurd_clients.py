@@ -13,7 +13,7 @@ from tests.flower.test_bad_clients import misbehaving
 from tests.running import experiment_of, model_bytes, run, run_until, without_times
 from zerofl.data import load_dataset
 from zerofl.exchange.robust import scaled
-from zerofl.exchange.wire import decode, decode_state, encode, schema_of
+from zerofl.exchange.wire import decode, decode_state, encode, received_model, schema_of
 from zerofl.fl.train import empty_model
 from zerofl.flower import SparseUplink, uplink_mod
 from zerofl.flower.messages import payload_record, read_instruction, read_payload
@@ -24,8 +24,9 @@ def absurd(message: Message, reply: Message) -> Message:
     """The reply with 1e6 times its change."""
     payload, e, *_ = read_instruction(message)
     schema = schema_of(empty_model(e, load_dataset(e.dataset, e.root)).state_dict())
-    update = decode(read_payload(reply), schema)
-    larger = scaled(decode_state(payload, schema), update, dict.fromkeys(update.tensors, 1e6))
+    received = decode_state(payload, schema)
+    update = decode(read_payload(reply), schema, received_model(received, schema))
+    larger = scaled(received, update, dict.fromkeys(update.tensors, 1e6))
     (metrics,) = reply.content.metric_records.values()
     content = RecordDict({"update": payload_record(encode(larger, schema)), "metrics": metrics})
     return Message(content, reply_to=message)

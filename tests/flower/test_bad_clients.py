@@ -91,8 +91,12 @@ MISBEHAVIOURS = {
     "truncated": (with_payload(lambda payload: payload[:-10]), "WireError: the payload ends within tensor 'fc.bias'"),
     "NaN": (with_payload(lambda payload: payload[:-4] + NAN), "WireError: tensor 'fc.bias' holds 1 non-finite values"),
     "another kind": (
-        with_payload(lambda payload: payload[:4] + b"\x00" + payload[5:]),
+        with_payload(lambda payload: payload[:4] + bytes([payload[4] & 2]) + payload[5:]),
         "the update holds weights, the experiment's uplink sends changes",
+    ),
+    "another round's": (
+        with_payload(lambda payload: payload[:4] + b"\x03" + payload[5:13] + bytes(4) + payload[17:]),
+        "WireError: the update refers to a received model of checksum 00000000, the one here has ",
     ),
     "no samples": (with_examples(0), "num-examples is 0"),
     "fractional samples": (with_examples(0.5), "num-examples is 0.5"),

@@ -297,6 +297,22 @@ void check_selection() {
   split_planes(numbers.data(), count, planes.data());
   merge_planes(planes.data(), count, back.data());
   if (back != numbers) fail("planes", 1, 0);
+  const uint32_t largest = largest_magnitude(x.data(), count);
+  std::vector<uint8_t> classes(count), of_classes(count / 8 + CLASSES + 1);
+  magnitude_classes(x.data(), count, largest, classes.data());
+  int64_t sizes[CLASSES];
+  if (!count_classes(classes.data(), count, sizes)) fail("classes", 1, 0);
+  std::vector<uint8_t> gathered(bits.size());
+  if (!deal_bits(classes.data(), count, sizes, bits.data(), of_classes.data())) fail("deal_bits", 1, 0);
+  if (!gather_bits(classes.data(), count, sizes, of_classes.data(), gathered.data())) fail("gather_bits", 1, 0);
+  if (gathered != bits) fail("gather_bits", 1, 0);
+  std::vector<uint32_t> dealt(count), differences(count);
+  deal(classes.data(), count, sizes, numbers.data(), dealt.data());
+  gather(classes.data(), count, sizes, dealt.data(), back.data());
+  if (back != numbers) fail("gather", 1, 0);
+  subtract(numbers.data(), dealt.data(), count, differences.data());
+  add(dealt.data(), differences.data(), count, back.data());
+  if (back != numbers) fail("add", 1, 0);
 }
 
 }  // namespace

@@ -24,6 +24,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         description="Train ResNet-18 on one client and put its update on the wire in every way; about 2 minutes.",
     )
     uplink.add_argument("--root", metavar="DIR", help="CIFAR-10's folder or archive (default: train on mnist5k)")
+    uplink.add_argument(
+        "--rounds", type=int, default=0, metavar="N", help="of two clients before it (default: from the initial model)"
+    )
     uplink.add_argument("--json", metavar="FILE", type=Path, help="also write the figures to a file")
     uplink.set_defaults(command=_bench_uplink)
     for name, help in (
@@ -97,7 +100,7 @@ def _bench_uplink(options: argparse.Namespace, console: "Output", errors: "Outpu
     from zerofl.bench.uplink import bench_uplink, uplink_table
     from zerofl.run.files import write_atomically
 
-    result = bench_uplink(options.root, errors.print)
+    result = bench_uplink(options.root, errors.print, options.rounds)
     console.print_table(uplink_table(result))
     aggregation = result["aggregation"]
     for row in result["training"]:

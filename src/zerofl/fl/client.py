@@ -14,7 +14,7 @@ from zerofl.data import Dataset, Split, client_indices, load_dataset
 from zerofl.data.partition import held_out_count, validation_split
 from zerofl.exchange.update import State, Update
 from zerofl.exchange.uplink import make_update
-from zerofl.exchange.wire import Schema, encode
+from zerofl.exchange.wire import Received, Schema, encode
 from zerofl.experiment import Experiment
 from zerofl.fl import compiled, energy
 from zerofl.fl.precision import arithmetic
@@ -150,14 +150,17 @@ def joules_of(
     return measured, energy.joules_estimate(cpu_seconds, experiment.watts_per_core)
 
 
-def encode_update(update: Update, schema: Schema, experiment: Experiment, round: int, client: int) -> bytes:
-    """The update on the wire; the rounding of int8 is a function of (seed, round, client)."""
+def encode_update(
+    update: Update, schema: Schema, received: Received, experiment: Experiment, round: int, client: int
+) -> bytes:
+    """The update of the received model on the wire; the rounding of int8 is a function of (seed, round, client)."""
     generator = rng(experiment.seed, round, client, "int8")
     return encode(
         update,
         schema,
         values=experiment.uplink_values,
         positions=experiment.uplink_positions,
+        received=received,
         generator=generator,
     )
 

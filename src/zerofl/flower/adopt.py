@@ -21,7 +21,7 @@ from flwr.serverapp.strategy import Strategy
 from zerofl.exchange.robust import clipped
 from zerofl.exchange.update import Sparse, State, Update
 from zerofl.exchange.uplink import UPLINKS, make_update, tied
-from zerofl.exchange.wire import VALUES, Schema, decode, encode, schema_of
+from zerofl.exchange.wire import VALUES, Received, Schema, decode, encode, received_model, schema_of
 from zerofl.exchange.wrappers import differing_names, wrapper_hint
 from zerofl.fl.records import savings
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record, read_payload
@@ -106,8 +106,8 @@ def uplink_mod(
         sparse = _sparse_names(uplink, named, received, trained)
         schema = schema_of(received)
         update = make_update(uplink, received, trained, sparse, sparsity, mask_ratio)
-        generator = rng(seed, _round(message), context.node_id, "int8")
-        reply.content[key] = payload_record(encode(update, schema, values=values, generator=generator))
+        came, generator = received_model(received, schema), rng(seed, _round(message), context.node_id, "int8")
+        reply.content[key] = payload_record(encode(update, schema, values=values, received=came, generator=generator))
         return reply
 
     return mod
@@ -211,6 +211,7 @@ class SparseUplink(Strategy):
         self.uplink_bytes: dict[int, int] = {}
         self._received: State = {}
         self._schema = Schema(())
+        self._sent: dict[int, ArrayRecord] = {}
 
     def summary(self) -> None:
         """Log the other strategy's configuration."""
@@ -219,23 +220,35 @@ class SparseUplink(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """What the other sends; the model is kept to decode the replies with."""
+        """What the other sends; the models are kept to decode the replies with."""
         self._received = arrays.to_torch_state_dict()
         self._schema = schema_of(self._received)
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self._sent = {
+            message.metadata.dst_node_id: record
+            for message in messages
+            for record in message.content.array_records.values()  # one, or the client refuses
+        }
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The other's aggregate of the decoded models."""
         replies, sizes, decoded = list(replies), list[int](), list[Message]()
+        models = dict[
+            int, Received
+        ]()  # by their record's identity, which is one for all nodes unless the other has many
 
         def updates() -> Iterator[tuple[Update, Message]]:
             for reply in replies:
                 try:
                     if not reply.has_error():
                         payload = read_payload(reply)
-                        yield decode(payload, self._schema), reply
+                        record = self._sent.get(reply.metadata.src_node_id)
+                        if record is not None and id(record) not in models:
+                            models[id(record)] = received_model(record.to_torch_state_dict(), self._schema)
+                        yield decode(payload, self._schema, models.get(id(record))), reply
                         sizes.append(len(payload))  # of the updates that are used, as in a run's records
                     decoded.append(reply)
                 except ValueError as error:

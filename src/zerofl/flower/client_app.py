@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 
 from zerofl.data import Dataset, dataset_on, load_dataset
 from zerofl.exchange.update import State
-from zerofl.exchange.wire import Schema, decode_state, schema_of
+from zerofl.exchange.wire import Received, Schema, decode_state, received_model, schema_of
 from zerofl.experiment import Experiment
 from zerofl.fl.client import encode_update, train_client, validate_client
 from zerofl.fl.train import empty_model
@@ -45,9 +45,11 @@ def _failures_as_replies(handler: Handler) -> Handler:
 @_failures_as_replies
 def _train(message: Message, context: Context) -> Message:
     payload, experiment, round, client = read_instruction(message)
-    experiment, dataset, received = _at_node(experiment, context, payload)
-    update, record = train_client(received, dataset, experiment, round, client)
-    sent = encode_update(update, _schema(experiment), experiment, round, client)
+    experiment, dataset, state = _at_node(experiment, context, payload)
+    update, record = train_client(state, dataset, experiment, round, client)
+    with _loading:
+        received = _received_model(payload, _schema(experiment), experiment.device)
+    sent = encode_update(update, _schema(experiment), received, experiment, round, client)
     return Message(train_reply(sent, record), reply_to=message)
 
 
@@ -85,3 +87,9 @@ def _schema(experiment: Experiment) -> Schema:
 def _decode_state(payload: bytes, schema: Schema, device: str) -> State:
     """The broadcast model on a device, once for all clients this process trains in a round; nobody may change it."""
     return {name: tensor.to(device) for name, tensor in decode_state(payload, schema).items()}
+
+
+@lru_cache(maxsize=1)
+def _received_model(payload: bytes, schema: Schema, device: str) -> Received:
+    """The same as updates refer to it, once for all of them."""
+    return received_model(_decode_state(payload, schema, device), schema)

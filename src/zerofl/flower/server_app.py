@@ -18,8 +18,9 @@ from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid, ServerApp
 
 from zerofl.data import load_dataset
+from zerofl.exchange.update import State
 from zerofl.exchange.uplink import UPLINKS
-from zerofl.exchange.wire import decode, schema_of
+from zerofl.exchange.wire import Received, decode, received_model, schema_of
 from zerofl.experiment import Experiment
 from zerofl.fl.client import Validation, clients_of
 from zerofl.fl.server import Answer, Failure, RoundError
@@ -66,19 +67,20 @@ class GridClients:
         self._most_examples, _ = clients_of(experiment)
         self._nodes = wait_for_nodes(grid, experiment)
 
-    def train(self, payload: bytes, round: int, clients: list[int]) -> Iterator[Answer]:
+    def train(self, model: State, payload: bytes, round: int, clients: list[int]) -> Iterator[Answer]:
         """The clients' updates, decoded as they are asked for, a few at a time on the cores there are.
 
         A client whose node is gone first gets another, if one came.
         """
         self._nodes = nodes_by_client(self._nodes, self._grid.get_node_ids(), self._experiment.clients)
+        received = received_model(model, self._schema)
         replies = iter(self._exchange(MessageType.TRAIN, payload, round, clients))
         cores = os.cpu_count() or 1
         with ThreadPoolExecutor(cores, "decode") as decoders:
 
             def begun() -> Iterator[Future[Answer]]:
                 for client, reply in replies:
-                    yield decoders.submit(self._answer, reply, round, client)
+                    yield decoders.submit(self._answer, reply, received, round, client)
 
             waiting = begun()
             ahead = deque(islice(waiting, cores))
@@ -95,7 +97,7 @@ class GridClients:
             except ValueError as error:
                 yield Failure(client, f"{type(error).__name__}: {error}")
 
-    def _answer(self, reply: Message | Failure, round: int, client: int) -> Answer:
+    def _answer(self, reply: Message | Failure, received: Received, round: int, client: int) -> Answer:
         """What a client sent, or why it is none; the bytes of a payload that is none count as refused."""
         if isinstance(reply, Failure):
             return reply
@@ -103,7 +105,7 @@ class GridClients:
         try:
             payload = read_payload(reply)
             record = read_record(reply, round, client, len(payload), self._most_examples)
-            update = decode(payload, self._schema)
+            update = decode(payload, self._schema, received)
             if update.adds != (adds := UPLINKS[self._experiment.uplink].adds):
                 kinds = {False: "weights", True: "changes"}
                 raise ValueError(f"the update holds {kinds[update.adds]}, the experiment's uplink sends {kinds[adds]}")

@@ -42,8 +42,8 @@ OnRound = Callable[[RoundRecord], None]
 class Clients(Protocol):
     """How the server reaches its clients. Both methods give an answer for each client asked, in the clients' order."""
 
-    def train(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Answer]:
-        """Have the clients train the model in `payload`."""
+    def train(self, model: State, payload: bytes, round: int, clients: list[int]) -> Iterable[Answer]:
+        """Have the clients train the model, which they get as `payload`."""
 
     def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Validation | Failure]:
         """Have them try it on the samples that they hold out."""
@@ -81,7 +81,7 @@ def run_rounds(
         for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
             started = time.perf_counter()
             clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
-            answers = reach.train(payload, round, clients)
+            answers = reach.train(state.model, payload, round, clients)
             state, record, client_records = step(state, answers, experiment, dataset, round)
             downlink_bytes = len(clients) * len(payload)
             try:

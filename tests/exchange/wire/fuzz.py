@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from zerofl.exchange.update import Update, sparsified
-from zerofl.exchange.wire import POSITIONS, VALUES, WireError, decode, encode, schema_of
+from zerofl.exchange.wire import POSITIONS, VALUES, WireError, decode, encode, received_model, schema_of
 
 SECONDS, PEAK_BYTES = 1.0, 2**20  # the model has 4,110 numbers: 16 kB
 # What tracemalloc does not see, because the libraries allocate it themselves, shows in the whole process.
@@ -23,7 +23,7 @@ PROCESS_PEAK_KIB = 64 * 1024
 
 
 def payloads_of_every_form() -> list[bytes]:
-    """Small updates that use every encoding of positions and values."""
+    """Small updates that use every encoding of positions and values, with a received model and without."""
     payloads = []
     for density in (0.0, 1e-3, 0.1, 0.5, 0.9, 1.0):
         state = state_of(density)
@@ -32,6 +32,12 @@ def payloads_of_every_form() -> list[bytes]:
             for positions in POSITIONS:
                 generator = np.random.default_rng(0)
                 payloads.append(encode(update, SCHEMA, values=values, positions=positions, generator=generator))
+        for values in VALUES:
+            for adds in (False, True):
+                trained = {name: t * 1.001 if t.is_floating_point() else t for name, t in state.items()}
+                update = Update(adds, {**trained, "w": sparsified(trained["w"])})
+                generator = np.random.default_rng(0)
+                payloads.append(encode(update, SCHEMA, values=values, received=RECEIVED, generator=generator))
     return payloads
 
 
@@ -43,6 +49,7 @@ def state_of(density: float) -> dict[str, torch.Tensor]:
 
 
 SCHEMA = schema_of(state_of(0.1))
+RECEIVED = received_model(state_of(0.9), SCHEMA)
 INTERESTING = [0, 1, 7, 8, 127, 128, 255, 4000, 4001, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1]
 
 
@@ -86,7 +93,7 @@ def fuzz(count: int, seed: int) -> dict[str, int]:
             tracemalloc.reset_peak()
             before, started = tracemalloc.get_traced_memory()[0], time.perf_counter()
             try:
-                decode(payload, SCHEMA)
+                decode(payload, SCHEMA, RECEIVED)
                 outcomes["read"] += 1
             except WireError:
                 outcomes["refused"] += 1

@@ -1,6 +1,7 @@
 """The native versions of what an update's bytes are made with, against those in Python."""
 
 import math
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.sparse.operands import _native
-from zerofl.exchange.update import Update, active_entries, sparsified
-from zerofl.exchange.wire import VALUES, decode, encode, entropy, native, schema_of
-from zerofl.exchange.wire.values import merge_planes, split_planes
+from zerofl.exchange.update import active_entries, sparsified
+from zerofl.exchange.wire import entropy, native, received
+from zerofl.exchange.wire.values import add, merge_planes, split_planes, subtract
 from zerofl.sparse import dispatch, kernels
 
 pytestmark = pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no native kernels")
@@ -26,22 +27,40 @@ FLOATS = st.one_of(st.floats(width=32), st.sampled_from([0.0, -0.0, 1.0, -1.0, m
 PAIRS = st.integers(0, 600).flatmap(lambda n: st.tuples(*[hnp.arrays(np.float32, n, elements=FLOATS)] * 2))
 
 
+def counts_and_numels(models: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """From numbers of entries and densities: neither none nor all are set."""
+    counts = [min(max(1, round(density * numel)), numel - 1) for numel, density in models]
+    return np.array(counts, np.int64), np.array([numel for numel, _ in models], np.int64)
+
+
+@given(st.lists(st.tuples(st.integers(2, 900), st.floats(0, 1)), max_size=4), st.data())
+def test_what_constriction_wrote_is_read(models: list[tuple[int, float]], data: st.DataObject) -> None:
+    counts, numels = counts_and_numels(models)
+    bitmaps = data.draw(hnp.arrays(np.uint8, int((-(-numels // 8)).sum())))
+    words = np.frombuffer(entropy.encode_bitmaps(bitmaps, counts, numels)[4:], np.uint32)
+    for decode in (entropy.decode_natively, entropy.decode_with_constriction):
+        decoded, is_all = decode(words, counts, numels)
+        assert is_all
+        assert decoded.tolist() == bitmaps.tolist()
+
+
 @given(NUMELS, st.floats(0, 1), BITMAPS)
-def test_what_constriction_wrote_is_read(numel: int, density: float, bitmap: np.ndarray) -> None:
-    count = min(max(1, round(density * numel)), numel - 1)
-    payload = entropy.encode_bitmap(bitmap, count, numel)
-    words = np.frombuffer(payload[4:], np.uint32)
-    decoded, is_all = native.ans_decode(entropy.cumulative(count, numel), words, len(bitmap))
+def test_probabilities_are_constrictions(numel: int, density: float, bitmap: np.ndarray) -> None:
+    counts, numels = counts_and_numels([(numel, density)])
+    coder, (model,) = entropy.AnsCoder(), entropy._byte_models(counts, numels)
+    coder.encode_reverse(bitmap.astype(np.int32), model)
+    cumulative = entropy.cumulative(counts, numels)
+    decoded, is_all = native.ans_decode(cumulative, coder.get_compressed(), np.array([len(bitmap)]))
     assert is_all
     assert decoded.tolist() == bitmap.tolist()
 
 
-@given(st.integers(2, 2000), st.floats(0, 1), WORDS)
-def test_any_words_are_read_as_constriction_reads_them(numel: int, density: float, words: np.ndarray) -> None:
-    count = min(max(1, round(density * numel)), numel - 1)
-    bitmap, is_all = entropy.decode_natively(words, count, numel)
-    expected, expected_all = entropy.decode_with_constriction(words, count, numel)
-    assert (bitmap.tolist(), is_all) == (expected.tolist(), expected_all)
+@given(st.lists(st.tuples(st.integers(2, 2000), st.floats(0, 1)), max_size=3), WORDS)
+def test_any_words_are_read_as_constriction_reads_them(models: list[tuple[int, float]], words: np.ndarray) -> None:
+    counts, numels = counts_and_numels(models)
+    bitmaps, is_all = entropy.decode_natively(words, counts, numels)
+    expected, expected_all = entropy.decode_with_constriction(words, counts, numels)
+    assert (bitmaps.tolist(), is_all) == (expected.tolist(), expected_all)
 
 
 @given(PAIRS, st.one_of(FLOATS.map(abs)))
@@ -66,21 +85,49 @@ def test_planes(bits: np.ndarray) -> None:
     assert native.merge_planes(planes).tolist() == merge_planes(planes).tolist() == bits.tolist()
 
 
-@pytest.mark.parametrize("values", VALUES)
-def test_payloads_are_the_same_without_the_kernels(values: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    state = {"w": torch.randn(50, 81, generator=generator), "b": torch.randn(9, generator=generator)}
-    update = Update(True, state | {"w": sparsified(torch.where(state["w"].abs() < 1.2, 0.0, state["w"]))})
-    schema = schema_of(state)
+@given(PAIRS)
+def test_classes_of_magnitude(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    """NaN too: classes are of bits."""
+    for numbers in pair:
+        if len(numbers):
+            largest = native.largest_magnitude(numbers)
+            assert largest == (numbers.view(np.uint32) & 0x7FFFFFFF).max()
+            expected = received.magnitude_classes(numbers, largest)
+            assert native.magnitude_classes(numbers, largest).tolist() == expected.tolist()
+            assert expected[(numbers.view(np.uint32) & 0x7FFFFFFF) == largest].tolist().count(23)
 
-    def payload() -> bytes:
-        return encode(update, schema, values=values, generator=np.random.default_rng(0))
 
-    with_kernels = payload()
-    decoded = encode(decode(with_kernels, schema), schema)
-    monkeypatch.setattr(dispatch, "UNAVAILABLE", "no compiler")
-    assert payload() == with_kernels
-    assert encode(decode(with_kernels, schema), schema) == decoded
+CLASSES = hnp.arrays(np.uint8, st.integers(0, 900), elements=st.integers(0, 23) | st.sampled_from([0, 23]))
+
+
+@given(CLASSES, st.randoms(use_true_random=False))
+def test_dealing(classes: np.ndarray, chance: random.Random) -> None:
+    """To the bit what numpy deals, and back."""
+    sizes = native.count_classes(classes)
+    assert sizes.tolist() == np.bincount(classes, minlength=24).tolist()
+    bits = np.packbits(np.array([chance.random() < 0.4 for _ in classes], bool))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "UNAVAILABLE", "no compiler")
+        dealt = received.deal_bits(classes, sizes, bits)
+        assert received.gather_bits(classes, sizes, dealt).tolist() == bits.tolist()
+        assert native.deal_bits(classes, sizes, bits).tolist() == dealt.tolist()
+        assert native.gather_bits(classes, sizes, dealt).tolist() == bits.tolist()
+        for dtype in (np.uint8, np.uint16, np.uint32):
+            numbers = np.array([chance.getrandbits(32) for _ in classes], np.uint32).astype(dtype)
+            dealt = received.deal(classes, numbers)
+            assert received.gather(classes, dealt).tolist() == numbers.tolist()
+            assert native.deal(classes, numbers).tolist() == dealt.tolist()
+            assert native.gather(classes, dealt).tolist() == numbers.tolist()
+
+
+@given(st.integers(0, 70).flatmap(lambda n: st.tuples(*[hnp.arrays(np.uint32, n)] * 2)))
+def test_differences(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    for dtype in (np.uint32, np.uint16):
+        numbers, others = (bits.astype(dtype) for bits in pair)
+        differences = subtract(numbers, others)
+        assert add(others, differences).tolist() == numbers.tolist()
+        assert native.subtract(numbers, others).tolist() == differences.tolist()
+        assert native.add(others, differences).tolist() == numbers.tolist()
 
 
 def cumulative() -> np.ndarray:
@@ -92,8 +139,11 @@ def test_sums_that_are_no_probabilities_are_refused(place: int, value: int) -> N
     sums = cumulative()
     sums[place] = value
     for spoilt in (sums, cumulative()[:-1]):
-        with pytest.raises(ValueError, match=r"expected 257 sums from 0 to 2\^24"):
-            _native.ans_decode(spoilt, np.ones(3, np.uint32), np.ones(3, np.uint8))
+        with pytest.raises(ValueError, match=r"expected for each size 257 sums from 0 to 2\^24"):
+            _native.ans_decode(spoilt, np.array([3]), np.ones(3, np.uint32), np.ones(3, np.uint8))
+    for sizes in ([2], [4], [-1], [1, 2]):
+        with pytest.raises(ValueError, match=r"expected for each size 257|the sizes are not those of the bytes"):
+            _native.ans_decode(cumulative(), np.array(sizes), np.ones(3, np.uint32), np.ones(3, np.uint8))
 
 
 def test_memory_of_another_size_or_type_is_refused() -> None:
@@ -108,6 +158,27 @@ def test_memory_of_another_size_or_type_is_refused() -> None:
         ("planes does not have 4 bytes", lambda: _native.split_planes(numbers, np.ones(19, np.uint8))),
         ("planes does not have 4 bytes", lambda: _native.merge_planes(np.ones(21, np.uint8), numbers)),
     ]
+    classes, sizes, dealt = np.array([0, 23, 0], np.uint8), np.zeros(24, np.int64), np.zeros(2, np.uint8)
+    sizes[[0, 23]] = 2, 1
+    one, three = np.zeros(1, np.uint8), np.zeros(3, np.uint8)
+    others = np.roll(sizes, 1)
+    misfits += [
+        ("classes does not have one for each", lambda: _native.magnitude_classes(np.ones(3, np.float32), 2**31, one)),
+        ("a larger number than largest", lambda: _native.magnitude_classes(np.ones(3, np.float32), 7, three)),
+        ("sizes does not have 24 numbers", lambda: _native.count_classes(classes, sizes[:23].copy())),
+        ("other numbers than 0 to 23", lambda: _native.count_classes(classes + 1, sizes)),
+        ("other numbers than 0 to 23", lambda: _native.deal(classes + 1, three, three)),
+        ("numbers does not have the size", lambda: _native.deal(classes, one, three)),
+        ("dealt does not have the size", lambda: _native.gather(classes, one, three)),
+        ("the sizes are not those of the bitmaps", lambda: _native.deal_bits(classes, sizes, one, three)),
+        ("the sizes are not those of the bitmaps", lambda: _native.deal_bits(classes, sizes, dealt, dealt)),
+        ("the sizes are not those of the bitmaps", lambda: _native.gather_bits(classes, -sizes, dealt, one)),
+        ("the bitmaps are not those of the classes", lambda: _native.deal_bits(classes, others, one, dealt)),
+        ("the bitmaps are not those of the classes", lambda: _native.deal_bits(classes + 100, sizes, one, dealt)),
+        ("the bitmaps are not those of the classes", lambda: _native.gather_bits(classes + 100, sizes, dealt, one)),
+        ("received does not have the size", lambda: _native.subtract(numbers, numbers[:4], numbers)),
+        ("differences does not have the size", lambda: _native.add(numbers, numbers[:4], numbers.copy())),
+    ]
     for message, call in misfits:
         with pytest.raises(ValueError, match=message):
             call()
@@ -116,8 +187,10 @@ def test_memory_of_another_size_or_type_is_refused() -> None:
         lambda: _native.active_bits(x.view(4, 5), x, 0.5, bits),
         lambda: _native.split_planes(numbers[::2], np.ones(12, np.uint8)),
         lambda: _native.merge_planes(np.ones(20, np.int8), numbers),
-        lambda: _native.ans_decode(cumulative().astype(np.int64), np.ones(3, np.uint32), np.ones(3, np.uint8)),
-        lambda: _native.ans_decode(cumulative(), np.ones(3, np.uint32), bytes(8)),
+        lambda: _native.ans_decode(
+            cumulative().astype(int), np.ones(1, int), np.ones(3, np.uint32), np.ones(1, np.uint8)
+        ),
+        lambda: _native.ans_decode(cumulative(), np.ones(1, int), np.ones(3, np.uint32), bytes(1)),
     ]
     for call in wrong:
         with pytest.raises(TypeError, match="incompatible function arguments"):

@@ -1,20 +1,23 @@
-"""What the native kernels do for the wire: the positions' entropy decoder, and planes of bytes.
+"""What the native kernels do for the wire: the positions' entropy decoder, planes of bytes, and dealing to classes.
 
-`zerofl.exchange.wire.entropy` and `values` have the specification of each, in libraries and numpy.
+`zerofl.exchange.wire.entropy`, `values` and `received` have the specification of each, in libraries and numpy.
 """
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from zerofl.sparse.dispatch import native
 
 
-def ans_decode(cumulative: np.ndarray, words: np.ndarray, size: int) -> tuple[np.ndarray, bool]:
-    """The `size` bytes that words, uint32, of `entropy.encode_bitmap` hold, and whether they hold just so many.
+def ans_decode(cumulative: np.ndarray, words: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The bytes that words, uint32, of `entropy.encode_bitmaps` hold, and whether they hold just so many.
 
-    `cumulative`, uint32 [257], are the sums of the bytes' probabilities.
+    Of each model there are `sizes`, int64 [models]; `cumulative`, uint32 [models, 257], are the sums of the bytes'
+    probabilities.
     """
-    bitmap = np.empty(size, np.uint8)
-    return bitmap, native.ans_decode(cumulative, words, bitmap)
+    bitmaps = np.empty(int(sizes.sum()), np.uint8)
+    return bitmaps, native.ans_decode(cumulative.reshape(-1), sizes, words, bitmaps)
 
 
 def split_planes(numbers: np.ndarray) -> np.ndarray:
@@ -29,3 +32,72 @@ def merge_planes(planes: np.ndarray) -> np.ndarray:
     numbers = np.empty(planes.shape[1], np.uint32)
     native.merge_planes(planes.reshape(-1), numbers)
     return numbers
+
+
+def largest_magnitude(numbers: np.ndarray) -> int:
+    """`received.largest_magnitude`."""
+    largest: int = native.largest_magnitude(numbers)
+    return largest
+
+
+def magnitude_classes(numbers: np.ndarray, largest: int) -> np.ndarray:
+    """`received.magnitude_classes`."""
+    classes = np.empty(len(numbers), np.uint8)
+    native.magnitude_classes(numbers, largest, classes)
+    return classes
+
+
+def count_classes(classes: np.ndarray) -> np.ndarray:
+    """`received.sizes_of`."""
+    sizes = np.empty(24, np.int64)
+    native.count_classes(classes, sizes)
+    return sizes
+
+
+def deal_bits(classes: np.ndarray, sizes: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """`received.deal_bits`."""
+    dealt = np.empty(int((-(-sizes // 8)).sum()), np.uint8)
+    native.deal_bits(classes, sizes, bits, dealt)
+    return dealt
+
+
+def gather_bits(classes: np.ndarray, sizes: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+    """`received.gather_bits`."""
+    bits = np.empty(-(-len(classes) // 8), np.uint8)
+    native.gather_bits(classes, sizes, dealt, bits)
+    return bits
+
+
+def deal(classes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """`received.deal`."""
+    dealt = np.empty_like(numbers)
+    native.deal(classes, numbers, dealt)
+    return dealt
+
+
+def gather(classes: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+    """`received.gather`."""
+    numbers = np.empty_like(dealt)
+    native.gather(classes, dealt, numbers)
+    return numbers
+
+
+def subtract(numbers: np.ndarray, received: np.ndarray) -> np.ndarray:
+    """`values.subtract`."""
+    differences = np.empty_like(numbers)
+    native.subtract(numbers, received, differences)
+    return differences
+
+
+def add(received: np.ndarray, differences: np.ndarray) -> np.ndarray:
+    """`values.add`."""
+    numbers = np.empty_like(differences)
+    native.add(received, differences, numbers)
+    return numbers
+
+
+def take_bits(numbers: np.ndarray, bits: Tensor) -> np.ndarray:
+    """The numbers, of float32 [n], that have a bit in uint8 [ceil(n / 8)]."""
+    taken = np.empty(int(np.bitwise_count(bits.numpy()).sum()), np.float32)
+    native.take_bits(torch.from_numpy(numbers), bits, torch.from_numpy(taken))
+    return taken

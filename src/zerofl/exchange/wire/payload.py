@@ -1,25 +1,30 @@
 """The payload: a header, and for each tensor of the schema where its entries are and what they are."""
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zerofl.exchange.update import Sparse, State, Update, sparsified
-from zerofl.exchange.wire.entropy import decode_bitmap, encode_bitmap
+from zerofl.exchange.wire.positions import (
+    BY_CLASS,
+    DENSE,
+    POSITIONS,
+    decode_positions,
+    encode_positions,
+    positions_size,
+)
 from zerofl.exchange.wire.reader import Reader, WireError
+from zerofl.exchange.wire.received import Received, ReceivedTensor
 from zerofl.exchange.wire.schema import ITEM_BYTES, Schema, TensorSpec
-from zerofl.exchange.wire.values import FLOAT32, PLAIN, VALUES, decode_values, encode_values
+from zerofl.exchange.wire.values import DIFFERENCES, FLOAT32, PLAIN, VALUES, decode_values, encode_values
 
 MAGIC = b"ZFL\x01"
 _HEADER = struct.Struct("<4sB8s")
-DENSE, CSR, BITMAP, CODED = range(4)
+_ADDS, _REFERS = 1, 2  # bits of the header's kind
 _NUMPY_DTYPE: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype("<f4"), torch.int64: np.dtype("<i8")}
-
-POSITIONS = ("cheapest", "csr")
-"""How an update's positions can be sent: in the cheapest way, or in the paper's CSR form (§6), for comparison."""
 
 
 def encode(
@@ -28,6 +33,7 @@ def encode(
     *,
     values: str = "float32",
     positions: str = "cheapest",
+    received: Received | None = None,
     generator: np.random.Generator | None = None,
 ) -> bytes:
     """The payload of an update: what is sent, and whose length is the communication figure.
@@ -37,16 +43,20 @@ def encode(
         schema: the model's.
         values: one of `VALUES`. float32 is lossless; the others apply to float32 tensors of two or more dimensions.
         positions: one of `POSITIONS`. With "csr" values are plain, as in §6.
+        received: the model that the client received (`received_model`): what it tells of the update need not be sent.
+            Then `decode` needs it too.
         generator: what int8 rounds with.
 
     Raises:
-        ValueError: unknown `values` or `positions`, or a tensor that is missing, of another shape or type than the
-            schema's, or holds a non-finite value.
+        ValueError: unknown `values` or `positions`, or a tensor that is missing,
+            of another shape or type than the schema's, or holds a non-finite value.
     """
     if values not in VALUES or positions not in POSITIONS:
         raise ValueError(f"values = {values!r} and positions = {positions!r}: expected of {[*VALUES]} and {POSITIONS}")
-    parts: list[bytes] = [_HEADER.pack(MAGIC, update.adds, schema.digest)]
-    encoded: dict[int, list[bytes]] = {}  # one tensor of two names (tied weights) comes out the same, int8's too
+    known = received.tensors if received is not None and positions == "cheapest" else {}
+    parts: list[bytes] = []
+    refers = False
+    encoded: dict[int, _Encoded] = {}  # one tensor of two names (tied weights) comes out the same, int8's too
     for name, shape, dtype in schema.tensors:
         tensor = update.tensors.get(name)
         if tensor is None:
@@ -56,42 +66,90 @@ def encode(
             raise ValueError(
                 f"tensor {name!r} is {sent_dtype} {tuple(tensor.shape)}, the schema says {dtype} {tuple(shape)}"
             )
-        if id(tensor) not in encoded:
+        before, done = known.get(name), encoded.get(id(tensor))
+        if done is None or not _is_same(before, done.before):
             kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
-            if isinstance(tensor, Sparse) and tensor.values.numel() < shape.numel():
-                mask = _encode_mask(tensor, positions)
-                entries = tensor.values
-            else:
-                mask = bytes([DENSE])
-                entries = tensor.values if isinstance(tensor, Sparse) else tensor.detach().flatten()
-            array = entries.numpy().astype(_NUMPY_DTYPE[dtype], copy=False)
-            if not np.isfinite(array).all():
-                raise ValueError(f"tensor {name!r} holds non-finite values (NaN or infinity): training has diverged")
-            encoded[id(tensor)] = [mask, *encode_values(array, kind, generator)]
-        parts += encoded[id(tensor)]
-    return b"".join(parts)
+            done = encoded[id(tensor)] = _encode_tensor(tensor, name, kind, positions, before, update.adds, generator)
+        parts += done.parts
+        refers = refers or done.refers
+    head = _HEADER.pack(MAGIC, update.adds * _ADDS | refers * _REFERS, schema.digest)
+    reference = struct.pack("<I", received.checksum) if received is not None and refers else b""
+    return b"".join([head, reference, *parts])
 
 
-def decode(payload: bytes, schema: Schema) -> Update:
+class _Encoded(NamedTuple):
+    """A tensor's bytes, the received one that it was encoded with, and whether it refers to that."""
+
+    parts: list[bytes]
+    before: ReceivedTensor | None
+    refers: bool
+
+
+def _is_same(one: ReceivedTensor | None, other: ReceivedTensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one.entries.numbers, other.entries.numbers)
+
+
+def _encode_tensor(
+    tensor: Tensor | Sparse,
+    name: str,
+    kind: int,
+    positions: str,
+    before: ReceivedTensor | None,
+    adds: bool,
+    generator: np.random.Generator | None,
+) -> _Encoded:
+    received = None if before is None or adds else before.entries
+    if isinstance(tensor, Sparse) and tensor.values.numel() < tensor.shape.numel():
+        mask = encode_positions(tensor, positions, before)
+        entries = tensor.values
+        received = None if before is None or adds else before.at(tensor.bits)
+    else:
+        mask = bytes([DENSE])
+        entries = tensor.values if isinstance(tensor, Sparse) else tensor.detach().flatten()
+    array = entries.numpy().astype(_NUMPY_DTYPE[entries.dtype], copy=False)
+    if not np.isfinite(array).all():
+        raise ValueError(f"tensor {name!r} holds non-finite values (NaN or infinity): training has diverged")
+    coded = encode_values(array, kind, generator, received)
+    return _Encoded([mask, *coded], before, mask[0] == BY_CLASS or coded[0][0] > DIFFERENCES)
+
+
+def decode(payload: bytes, schema: Schema, received: Received | None = None) -> Update:
     """The update in a payload, checked against the model's schema; its tensors are the caller's own.
 
-    The schema alone decides how much is allocated: a tensor's values and a byte for each of its entries.
+    `received` is the model that the client received (`received_model`): a payload that refers to one needs it.
+    The schema alone decides how much is allocated: a tensor's values and a few bytes for each of its entries.
 
     Raises:
-        WireError: anything but a well-formed update of this schema with finite values.
+        WireError: anything but a well-formed update of this schema, and of this model, with finite values.
     """
     reader = Reader(payload)
     magic, kind, digest = _HEADER.unpack(reader.take(_HEADER.size))
     if magic != MAGIC:
         raise WireError(f"the payload starts with {magic!r}, expected {MAGIC!r} (a ZeroFL payload, version 1)")
-    if kind > 1:
-        raise WireError(f"kind {kind} in the header, expected 0 (weights) or 1 (changes)")
+    if kind > _ADDS | _REFERS:
+        raise WireError(f"kind {kind} in the header, expected 0 (weights) or 1 (changes), and 2 more if it refers")
     if digest != schema.digest:
         raise WireError(f"the update is for schema {digest.hex()}, this model's is {schema.digest.hex()}")
-    tensors = {spec.name: _decode_tensor(reader, spec) for spec in schema.tensors}
+    known = _referred_to(reader.uint32(), received).tensors if kind & _REFERS else {}
+    adds = bool(kind & _ADDS)
+    tensors = {spec.name: _decode_tensor(reader, spec, known.get(spec.name), adds) for spec in schema.tensors}
     if reader.left:
         raise WireError(f"{reader.left} bytes follow the last tensor, expected none")
-    return Update(bool(kind), tensors)
+    return Update(adds, tensors)
+
+
+def _referred_to(checksum: int, received: Received | None) -> Received:
+    """The received model that an update refers to by its checksum."""
+    if received is None:
+        raise WireError("the update refers to the model that the client received; give it: decode(..., received=...)")
+    if checksum != received.checksum:
+        raise WireError(
+            f"the update refers to a received model of checksum {checksum:08x}, the one here has "
+            f"{received.checksum:08x}: it answers another round, or the model was changed on its way"
+        )
+    return received
 
 
 def encode_state(state: State, schema: Schema) -> bytes:
@@ -120,66 +178,17 @@ def decode_state(payload: bytes, schema: Schema) -> State:
     }
 
 
-def positions_size(sparse: Sparse, positions: str = "cheapest") -> int:
-    """The bytes that a sparse tensor's positions take on the wire."""
-    return len(_encode_mask(sparse, positions))
-
-
-def _encode_mask(sparse: Sparse, positions: str) -> bytes:
-    """Which entries are sent -> `uint8 encoding` and the cheapest there is."""
-    count, numel = sparse.values.numel(), sparse.shape.numel()
-    csr_size = 5 + 4 * count
-    candidates: list[bytes] = []
-    if positions == "cheapest":
-        bitmap = sparse.bits.numpy()
-        candidates.append(bytes([BITMAP]) + bitmap.tobytes())
-        if 0 < count < numel:
-            coded = encode_bitmap(bitmap, count, numel)
-            candidates.append(struct.pack("<BI", CODED, count) + coded)
-    shortest = min(candidates, key=len, default=None)
-    if shortest is not None and len(shortest) <= csr_size:
-        return shortest
-    return struct.pack("<BI", CSR, count) + np.flatnonzero(sparse.mask()).astype("<i4").tobytes()
-
-
-def _decode_tensor(reader: Reader, spec: TensorSpec) -> Tensor | Sparse:
+def _decode_tensor(reader: Reader, spec: TensorSpec, before: ReceivedTensor | None, adds: bool) -> Tensor | Sparse:
+    """The next tensor of a payload, which may refer to the one that the client received `before`."""
     name, shape, dtype = spec
     reader.what = f"tensor {name!r}"
-    numel = shape.numel()
     encoding = reader.byte()
     if encoding == DENSE:
-        return torch.from_numpy(decode_values(reader, numel, _NUMPY_DTYPE[dtype])).view(shape)
-    if encoding > CODED or dtype != torch.float32:
-        raise reader.refuse(f"has encoding {encoding}, expected 0 (dense) or, for float32, 1 to 3")
-    bitmap = _decode_mask(reader, encoding, numel)
-    count = int(np.bitwise_count(bitmap).sum())
-    values = torch.from_numpy(decode_values(reader, count, _NUMPY_DTYPE[dtype]))
-    return Sparse(torch.from_numpy(bitmap), values, shape)
-
-
-def _decode_mask(reader: Reader, encoding: int, numel: int) -> np.ndarray:
-    """The positions as a bitmap, uint8 [ceil(numel / 8)], of its own."""
-    if encoding == CSR:
-        count = reader.uint32()
-        if count > numel:
-            raise reader.refuse(f"claims {count} entries, it has only {numel}")
-        positions = reader.array("<i4", count)
-        if count and (positions[0] < 0 or positions[-1] >= numel):
-            raise reader.refuse(f"has positions {positions[0]} to {positions[-1]}, expected 0 to {numel - 1}")
-        if not (positions[1:] > positions[:-1]).all():
-            raise reader.refuse("has positions that do not rise strictly")
-        mask = np.zeros(numel, bool)
-        mask[positions] = True
-        return np.packbits(mask)
-    if encoding == BITMAP:
-        bitmap = reader.array("u1", -(-numel // 8)).copy()
-    else:
-        count = reader.uint32()
-        if not 0 < count < numel:
-            raise reader.refuse(f"claims {count} entries, expected 1 to {numel - 1} of its {numel}")
-        bitmap = decode_bitmap(reader, count, numel)
-        if np.bitwise_count(bitmap).sum() != count:
-            raise reader.refuse(f"claims {count} entries, its positions are {np.bitwise_count(bitmap).sum()}")
-    if numel % 8 and bitmap[-1] & (0xFF >> numel % 8):
-        raise reader.refuse(f"has positions beyond its {numel} entries")
-    return bitmap
+        received = None if before is None or adds else before.entries
+        return torch.from_numpy(decode_values(reader, shape.numel(), _NUMPY_DTYPE[dtype], received)).view(shape)
+    if encoding > BY_CLASS or dtype != torch.float32:
+        raise reader.refuse(f"has encoding {encoding}, expected 0 (dense) or, for float32, 1 to 4")
+    bitmap = decode_positions(reader, encoding, shape.numel(), before)
+    bits, count = torch.from_numpy(bitmap), int(np.bitwise_count(bitmap).sum())
+    received = None if before is None or adds else before.at(bits)
+    return Sparse(bits, torch.from_numpy(decode_values(reader, count, _NUMPY_DTYPE[dtype], received)), shape)
