@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -137,6 +137,7 @@ PAIRS = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40).flatma
 )
 
 
+@settings(deadline=None)
 @given(PAIRS, st.booleans(), st.sampled_from([*VALUES]))
 def test_any_numbers_come_back_with_and_without_the_kernels(
     pair: tuple[np.ndarray, np.ndarray], adds: bool, values: str
