@@ -55,8 +55,10 @@ class Slot:
         self._stream = torch.cuda.Stream(self._device) if is_cuda else None  # type: ignore[no-untyped-call]
         with torch.no_grad(), self._on_stream():
             model = empty_model(experiment, dataset).to_empty(device=self._device)
-            # In this format cuDNN's kernels for tensor cores need no transposes.
-            self._model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+            # In this format cuDNN's kernels for tensor cores need no transposes. On a CPU with AVX2 alone, torch 2.13's
+            # gradient of a convolution of four channels and four images crashes in it, or never returns.
+            self._format = torch.channels_last if is_cuda else torch.contiguous_format
+            self._model = model.to(memory_format=self._format).train()  # type: ignore[call-overload]
             self._layers = dict(sparse_layers(model))
             self._state = {name: tensor.detach().zero_() for name, tensor in model.state_dict().items()}
             self._parameters: list[Tensor] = list(model.parameters())
@@ -111,7 +113,7 @@ class Slot:
         """The step for batches of a size, as a CUDA graph on a GPU. It runs, so the slot's state changes."""
         of_all = self._dataset.train.images
         images = torch.zeros((size, *of_all.shape[1:]), dtype=of_all.dtype, device=self._device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=self._format)
         labels = torch.zeros(size, dtype=torch.int64, device=self._device)
 
         def step() -> None:
