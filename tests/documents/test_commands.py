@@ -175,6 +175,11 @@ def check_pip(words: list[str], own_file: Path) -> None:
     assert {*(match[1] or "test").split(",")} <= PYPROJECT["project"]["optional-dependencies"].keys()
 
 
+def check_export(words: list[str], own_file: Path) -> None:
+    """It names PyTorch's own index to pip."""
+    assert words == [f"PIP_EXTRA_INDEX_URL={wheels.CPU_BUILDS}"]
+
+
 def check_system(words: list[str], own_file: Path) -> None:
     """Each one has its test."""
     raise AssertionError("a command of the system: play it in a test, and name that in OF_THE_SYSTEM")
@@ -182,8 +187,9 @@ def check_system(words: list[str], own_file: Path) -> None:
 
 CHECKS: dict[str, Callable[[list[str], Path], None]] = {
     "zerofl": check_zerofl, "python": check_python, "flwr": check_flwr, "make": check_make, "pip": check_pip,
+    "export": check_export,
     **dict.fromkeys(
-        ("bash", "cat", "cd", "cp", "curl", "docker", "export", "flower-superlink", "flower-supernode", "git", "kill",
+        ("bash", "cat", "cd", "cp", "curl", "docker", "flower-superlink", "flower-supernode", "git", "kill",
          "mkdir", "mv", "ray", "rm", "sh", "ssh", "sudo", "systemctl", "tar", "unzip", "uv", "wget"), check_system
     ),
 }  # fmt: skip

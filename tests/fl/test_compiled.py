@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.running import experiment_of, model_bytes, run
 from zerofl.data import Dataset, Split, dataset_on, load_dataset
@@ -33,21 +32,11 @@ def tiny(cifar_root: Path) -> tuple[Experiment, Dataset, State]:
     """
     experiment = experiment_of(cifar_root, augment=True, batch_size=20, width=16, lr_start=0.01, lr_end=0.01)
     dataset = load_dataset("cifar10", str(cifar_root))
-    return experiment, dataset, first_state(experiment, dataset)
-
-
-def first_state(experiment: Experiment, dataset: Dataset) -> State:
-    """In the memory format of a slot, which decides in what order PyTorch sums."""
-    return {name: in_slots_format(tensor) for name, tensor in initial_state(experiment, dataset).model.items()}
-
-
-def in_slots_format(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    return experiment, dataset, initial_state(experiment, dataset).model
 
 
 def split_of(experiment: Experiment, dataset: Dataset, client: int) -> Split:
-    split = dataset.train.take(samples_of(experiment, client)[0])
-    return Split(in_slots_format(split.images), split.labels)
+    return dataset.train.take(samples_of(experiment, client)[0])
 
 
 def assert_close(one: State, other: State, atol: float) -> None:
@@ -70,7 +59,7 @@ def assert_close(one: State, other: State, atol: float) -> None:
 def test_a_slot_trains_as_the_plain_loop_does(values: dict[str, Any], tiny: tuple[Experiment, Dataset, State]) -> None:
     experiment = dataclasses.replace(tiny[0], **values)
     dataset = load_dataset(experiment.dataset, experiment.root)
-    received = first_state(experiment, dataset)
+    received = initial_state(experiment, dataset).model
     slot = compiled.Slot(experiment, dataset)
     before = {name: tensor.clone() for name, tensor in received.items()}
     for client in (0, 1):  # one after another in the same memory
@@ -91,7 +80,7 @@ def test_a_round_in_slots_is_a_round_of_the_plain_loop(uplink: str) -> None:
         Path(), dataset="mnist5k", model="leaf_cnn", clients=100, uplink=uplink, mask_ratio=0.2, batch_size=16
     )
     dataset = load_dataset("mnist5k", "")
-    state = initial_state(experiment, dataset)._replace(model=first_state(experiment, dataset))
+    state = initial_state(experiment, dataset)
     slot = compiled.Slot(experiment, dataset)
 
     def answers(fast: bool) -> Iterator[Any]:
