@@ -58,9 +58,12 @@ void bind_convolution(nb::module_& m) {
       },
       "x"_a, "k"_a, "threads"_a, release);
 
-  nb::class_<Sgd>(m, "Sgd").def(nb::init<Floats<0>, std::optional<Floats<0>>, float, float, float>(),
-                                nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), "weight"_a, "velocity"_a.none(),
-                                "rate"_a, "momentum"_a, "weight_decay"_a);
+  nb::class_<Candidates>(m, "Candidates").def(nb::init<>());
+  nb::class_<Sgd>(m, "Sgd")
+      .def(nb::init<Floats<0>, std::optional<Floats<0>>, float, float, float, Candidates*>(), nb::keep_alive<1, 2>(),
+           nb::keep_alive<1, 3>(), nb::keep_alive<1, 7>(), "weight"_a, "velocity"_a.none(), "rate"_a, "momentum"_a,
+           "weight_decay"_a, "candidates"_a.none() = nb::none())
+      .def_ro("candidates", &Sgd::candidates);
 
   nb::class_<Geometry>(m, "Geometry")
       .def(nb::new_(&checked), "input"_a, "weight"_a, "stride"_a, "padding"_a, "dilation"_a)

@@ -32,7 +32,8 @@ struct Linear {
   std::unique_ptr<PackedInput> input;   // null if no gradient of the weight is wanted
 
   Linear(ConstFloats<2> x, ConstFloats<2> w, std::optional<ConstFloats<1>> bias, Floats<2> output,
-         const Choice& weight_choice, const std::optional<Choice>& input_choice, bool for_grad_input, int threads)
+         const Choice& weight_choice, const std::optional<Choice>& input_choice, bool for_grad_input, int threads,
+         Candidates* candidates)
       : geometry(linear_geometry(x.shape(0), w.shape(0), x.shape(1))) {
     const Geometry& g = geometry;
     threads = sensible(threads);
@@ -44,7 +45,7 @@ struct Linear {
     {
       const Stopwatch stopwatch(PACKING);
       if (g.batch <= TILE)
-        small = std::make_unique<LinearWeight>(*kernels, threads, g, w.data(), weight_choice);
+        small = std::make_unique<LinearWeight>(*kernels, threads, g, w.data(), weight_choice, candidates);
       else
         large = std::make_unique<PackedWeight>(*kernels, threads, g, w.data(), weight_choice, for_grad_input);
       if (input_choice) input = std::make_unique<PackedInput>(*kernels, threads, g, x.data(), *input_choice);
@@ -77,8 +78,18 @@ struct Linear {
       const Target to = target(grad_weight, sgd, {g.out_channels, g.in_channels});
       if (!input) throw nb::value_error("the input was not packed");
       const Stopwatch stopwatch(GRAD_WEIGHT);
-      input->grad_weight(threads, grad_output.data(), to);
+      input->grad_weight(threads, grad_output.data(), to, sgd ? scan_ahead(sgd->candidates) : nullptr);
     }
+  }
+
+  // `candidates`, to be filled with what the next step's small batch chooses among; or null.
+  Candidates* scan_ahead(Candidates* candidates) const {
+    if (!candidates) return nullptr;
+    *candidates = Candidates();
+    if (!small || !can_scan(small->threshold, geometry.out_channels, geometry.in_channels)) return nullptr;
+    candidates->near = small->threshold;
+    candidates->rows = geometry.out_channels, candidates->row = geometry.in_channels;
+    return candidates;
   }
 };
 
@@ -88,9 +99,9 @@ void bind_linear(nb::module_& m) {
   const auto release = nb::call_guard<nb::gil_scoped_release>();
   nb::class_<Linear>(m, "Linear")
       .def(nb::init<ConstFloats<2>, ConstFloats<2>, std::optional<ConstFloats<1>>, Floats<2>, const Choice&,
-                    const std::optional<Choice>&, bool, int>(),
+                    const std::optional<Choice>&, bool, int, Candidates*>(),
            "input"_a, "weight"_a, "bias"_a.none(), "output"_a, "weight_choice"_a, "input_choice"_a.none(),
-           "for_grad_input"_a, "threads"_a, release)
+           "for_grad_input"_a, "threads"_a, "candidates"_a.none() = nb::none(), release)
       .def_prop_ro("weight_threshold",
                    [](const Linear& self) { return self.small ? self.small->threshold : self.large->threshold; })
       .def_prop_ro(

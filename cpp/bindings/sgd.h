@@ -4,6 +4,7 @@
 #include <nanobind/stl/optional.h>
 
 #include "bindings/tensors.h"
+#include "ops/selection.h"
 
 namespace zerofl {
 
@@ -11,9 +12,16 @@ struct Sgd {
   Floats<0> weight;
   std::optional<Floats<0>> velocity;
   float rate, momentum, weight_decay;
+  Candidates* candidates;  // filled in the same pass if the layer can; or null
 
-  Sgd(Floats<0> weight, std::optional<Floats<0>> velocity, float rate, float momentum, float weight_decay)
-      : weight(weight), velocity(velocity), rate(rate), momentum(momentum), weight_decay(weight_decay) {
+  Sgd(Floats<0> weight, std::optional<Floats<0>> velocity, float rate, float momentum, float weight_decay,
+      Candidates* candidates)
+      : weight(weight),
+        velocity(velocity),
+        rate(rate),
+        momentum(momentum),
+        weight_decay(weight_decay),
+        candidates(candidates) {
     if (velocity && velocity->size() != weight.size()) throw nb::value_error("velocity is not as large as the weight");
   }
 };

@@ -94,12 +94,23 @@ struct Target {
   float rate, momentum, weight_decay;
 };
 
+// What a scan of LINEAR_OUT rows of a weight finds, right after each part of it was updated: entries that are not below
+// `from` in magnitude and not zero. They come in runs one behind the other, for each LINEAR_IN input channels one run of
+// every row; sizes[block * LINEAR_OUT + row] is how long it is. An index counts from the first row's first channel.
+struct Scan {
+  float from;
+  uint32_t* indices;
+  float* values;
+  int32_t* sizes;
+};
+
 // The taps that positions of one phase meet: a grid of rows and columns `step` apart, to the upper left in the plane.
 struct Phase {
   int row0, rows, row_step, column0, columns, column_step;  // taps of the kernel
   int plane_row_step, plane_column_step;  // from one to the next in the plane
 };
 
+constexpr int SPARE = 16;  // entries that find_active may overwrite behind what it found
 constexpr int LINEAR_OUT = 64, LINEAR_IN = 512;  // channels of a linear layer's gradient that are computed at a time
 constexpr uint8_t NOWHERE = 255;
 

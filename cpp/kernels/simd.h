@@ -9,6 +9,8 @@
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace zerofl::ISA {
@@ -25,10 +27,14 @@ typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t VecInt __attribute__((vector_size(LANES * 4)));
 typedef float VecUnaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
+typedef int32_t VecIntUnaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE Vec load(const float* p) { return *reinterpret_cast<const VecUnaligned*>(p); }
 INLINE void store(float* p, Vec v) { *reinterpret_cast<VecUnaligned*>(p) = v; }
+INLINE VecInt load_ints(const uint32_t* p) { return *reinterpret_cast<const VecIntUnaligned*>(p); }
+INLINE void store_ints(uint32_t* p, VecInt v) { *reinterpret_cast<VecIntUnaligned*>(p) = v; }
 // Past the caches, for what is larger than they are: it saves reading each line before it is overwritten. p is aligned
 // to a whole vector. fence() before another thread reads.
 INLINE void stream(float* p, Vec v) {
@@ -98,6 +104,43 @@ INLINE VecInt lanes(uint32_t mask) {
   VecInt bit;
   for (int i = 0; i < LANES; ++i) bit[i] = 1 << i;
   return ((VecInt{} + (int32_t)mask) & bit) != 0;
+}
+
+#if (defined(__AVX2__) && !defined(__AVX512F__)) || defined(__aarch64__)
+// By a mask of lanes the numbers of those that are set, in order; for NEON those of their bytes.
+struct SetLanes {
+  static constexpr int BYTES = LANES == 8 ? 1 : 4;
+  uint8_t of[1 << LANES][LANES * BYTES];
+  constexpr SetLanes() : of{} {
+    for (int mask = 0; mask < 1 << LANES; ++mask)
+      for (int lane = 0, n = 0; lane < LANES; ++lane)
+        for (int byte = 0; byte < BYTES && mask >> lane & 1; ++byte) of[mask][n++] = (uint8_t)(lane * BYTES + byte);
+  }
+};
+constexpr SetLanes SET_LANES;
+#endif
+
+// Write the lanes of two vectors where the mask's bits are set; returns how many. Up to LANES entries behind them are
+// overwritten.
+INLINE int compress(Vec v, VecInt w, uint32_t mask, float* vs, uint32_t* ws) {
+#if defined(__AVX512F__)
+  store(vs, _mm512_maskz_compress_ps((__mmask16)mask, v));
+  store_ints(ws, (VecInt)_mm512_maskz_compress_epi32((__mmask16)mask, (__m512i)w));
+#elif defined(__AVX2__)
+  const __m256i set = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(SET_LANES.of[mask])));
+  store(vs, _mm256_permutevar8x32_ps(v, set));
+  store_ints(ws, (VecInt)_mm256_permutevar8x32_epi32((__m256i)w, set));
+#elif defined(__aarch64__)
+  const uint8x16_t set = vld1q_u8(SET_LANES.of[mask]);
+  store(vs, (Vec)vqtbl1q_u8((uint8x16_t)v, set));
+  store_ints(ws, (VecInt)vqtbl1q_u8((uint8x16_t)w, set));
+#else
+  for (int lane = 0, n = 0; lane < LANES; ++lane) {
+    vs[n] = v[lane], ws[n] = (uint32_t)w[lane];
+    n += (int)(mask >> lane & 1);
+  }
+#endif
+  return __builtin_popcount(mask);
 }
 
 // rows[i][j] = rows[j][i], by interleaving halves: after log2(LANES) rounds every lane is in its place.

@@ -4,10 +4,6 @@
 #include "kernels.h"
 #include "simd.h"
 
-#if defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 namespace zerofl::ISA {
 
 struct Float16 {

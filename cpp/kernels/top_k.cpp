@@ -6,8 +6,15 @@
 namespace zerofl::ISA {
 namespace {
 
-constexpr int BITS = 32;  // entries whose comparisons make one mask; few are true, so they are visited one by one
-constexpr int UNROLLED = 4;  // of them without a branch, which would be mispredicted as often as their number varies
+constexpr int BITS = 32;  // entries whose comparisons make one mask
+
+#if defined(__AVX512F__)
+constexpr VecInt NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX2__)
+constexpr VecInt NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr VecInt NUMBERS = {0, 1, 2, 3};
+#endif
 
 INLINE float smallest_above_zero() {
   const uint32_t bits = 1;
@@ -18,34 +25,42 @@ INLINE float smallest_above_zero() {
 
 }  // namespace
 
-int64_t find_active(const float* x, int64_t count, float threshold, uint32_t* indices, float* values) {
+int64_t find_active(const float* x, int64_t count, uint32_t first, float threshold, uint32_t* indices, float* values) {
   int64_t found = 0, i = 0;
   // Comparisons with NaN are false, so NaN is active; with a threshold of 0 so is all that is not zero.
   if (threshold == 0) threshold = smallest_above_zero();
   const Vec limit = broadcast(threshold);
-  for (; i + BITS < count; i += BITS) {
-    uint32_t mask = 0;
+  for (; i + BITS <= count; i += BITS) {
     prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2);
-    for (int v = 0; v < BITS; v += LANES) mask |= bits(~(magnitude(load(x + i + v)) < limit)) << v;
-    for (int n = 0; n < UNROLLED; ++n, mask &= mask - 1) {
-      const int64_t at =
-          i + __builtin_ctz(mask | 1u << (BITS - 1));  // without a true one left, one that does not count
-      indices[found] = (uint32_t)at;
-      values[found] = x[at];
-      found += mask != 0;
-    }
-    for (; mask; mask &= mask - 1) {
-      const int64_t at = i + __builtin_ctz(mask);
-      indices[found] = (uint32_t)at;
-      values[found++] = x[at];
+    for (int v = 0; v < BITS; v += LANES) {
+      const Vec value = load(x + i + v);
+      // Without a branch, which would be mispredicted as often as the number of active entries varies.
+      found += compress(value, NUMBERS + (int32_t)(first + i + v), bits(~(magnitude(value) < limit)), values + found,
+                        indices + found);
     }
   }
   for (; i < count; ++i)
     if (!(__builtin_fabsf(x[i]) < threshold)) {
-      indices[found] = (uint32_t)i;
+      indices[found] = first + (uint32_t)i;
       values[found++] = x[i];
     }
   return found;
+}
+
+int64_t drop_below(int64_t count, float threshold, uint32_t* indices, float* values) {
+  int64_t kept = 0, i = 0;
+  const Vec limit = broadcast(threshold);
+  for (; i + LANES <= count; i += LANES) {  // what a vector overwrites has been read
+    const Vec value = load(values + i);
+    const VecInt index = load_ints(indices + i);
+    kept += compress(value, index, bits(~(magnitude(value) < limit)), values + kept, indices + kept);
+  }
+  for (; i < count; ++i) {
+    const float value = values[i];
+    indices[kept] = indices[i], values[kept] = value;
+    kept += !(__builtin_fabsf(value) < threshold);
+  }
+  return kept;
 }
 
 int64_t partition(const float* x, int64_t count, float low, float high, float* between, int64_t* above) {

@@ -4,6 +4,10 @@
 #include "simd.h"
 
 namespace zerofl::ISA {
+
+int64_t find_active(const float* x, int64_t count, uint32_t first, float threshold, uint32_t* indices,
+                    float* values);  // top_k.cpp
+
 namespace {
 
 constexpr int LINE = 16;  // floats of a cache line
@@ -199,14 +203,15 @@ void weight_gradient(const WeightGradient& g, const float* grad_output, const Ta
 // Of a linear layer, which is a convolution of a single position: few entries meet in a list, so many output channels are
 // computed at a time, and the time goes into writing the result.
 void linear_gradient(const WeightGradient& g, const float* grad_output, const Target& target, int first_out,
-                     int in_begin, int in_end, float* planes, float* sums) {
+                     const Scan* scan, float* planes, float* sums) {
   const int channels = g.out_channels - first_out < LINEAR_OUT ? g.out_channels - first_out : LINEAR_OUT;
   for (int image = 0; image < g.batch; ++image)
     for (int o = 0; o < LINEAR_OUT; ++o)
       planes[image * LINEAR_OUT + o] = o < channels ? grad_output[(int64_t)(first_out + o) * g.batch + image] : 0.0f;
   constexpr int VECTORS = LINEAR_OUT / LANES < 8 ? LINEAR_OUT / LANES : 8;
-  for (int begin = in_begin; begin < in_end; begin += LINEAR_IN) {
-    const int count = in_end - begin < LINEAR_IN ? in_end - begin : LINEAR_IN;
+  int64_t found = 0;
+  for (int begin = 0; begin < g.in_channels; begin += LINEAR_IN) {
+    const int count = g.in_channels - begin < LINEAR_IN ? g.in_channels - begin : LINEAR_IN;
     for (int i = 0; i < count; ++i) {
       const int32_t* starts = g.starts + (int64_t)(begin + i) * (g.lists() + 1);
       const Entry* first = g.entries[begin + i];
@@ -225,6 +230,14 @@ void linear_gradient(const WeightGradient& g, const float* grad_output, const Ta
     for (int o = 0; o < channels; o += LANES)
       put_transposed(sums + o, LINEAR_OUT, count, channels - o < LANES ? channels - o : LANES, target,
                      (int64_t)(first_out + o) * g.in_channels + begin, g.in_channels, g.large);
+    if (!scan) continue;
+    int32_t* sizes = scan->sizes + begin / LINEAR_IN * LINEAR_OUT;
+    for (int o = 0; o < channels; ++o) {  // while these weights are in the caches
+      const float* weights = target.weight + (int64_t)(first_out + o) * g.in_channels + begin;
+      sizes[o] = (int32_t)find_active(weights, count, (uint32_t)(o * g.in_channels + begin), scan->from,
+                                      scan->indices + found, scan->values + found);
+      found += sizes[o];
+    }
   }
   if (g.large) fence();
 }

@@ -33,13 +33,18 @@ struct WholeRows {
 }  // namespace
 
 LinearWeight::LinearWeight(const Kernels& kernels, int threads, const Geometry& g, const float* weight,
-                           const Choice& choice)
-    : kernels(kernels),
-      geometry(g),
-      part_rows(static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(g.out_channels, PART / g.in_channels)))),
-      found((g.out_channels + part_rows - 1) / part_rows) {
-  threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * g.in_channels,
-                          static_cast<int64_t>(part_rows) * g.in_channels, choice, found);
+                           const Choice& choice, Candidates* candidates)
+    : kernels(kernels), geometry(g), part_rows(LINEAR_OUT) {
+  std::optional<float> chosen;
+  if (candidates) chosen = choose_among(kernels, threads, g.out_channels, g.in_channels, choice, *candidates, found);
+  if (chosen) {
+    threshold = *chosen;
+  } else {
+    part_rows = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(g.out_channels, PART / g.in_channels)));
+    found = std::vector<Found>((g.out_channels + part_rows - 1) / part_rows);
+    threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * g.in_channels,
+                            static_cast<int64_t>(part_rows) * g.in_channels, choice, found);
+  }
   active_weights = total_size(found);
 }
 

@@ -10,8 +10,9 @@ namespace zerofl {
 
 // For a batch of TILE rows or fewer; the geometry is a linear layer's.
 struct LinearWeight {
-  LinearWeight(const Kernels& kernels, int threads, const Geometry& geometry, const float* weight,
-               const Choice& choice);
+  // `candidates`, if given, are of this weight; they are used up.
+  LinearWeight(const Kernels& kernels, int threads, const Geometry& geometry, const float* weight, const Choice& choice,
+               Candidates* candidates = nullptr);
   LinearWeight(const LinearWeight&) = delete;
 
   // output [out_channels, batch] = weight input + bias, input [in_channels, batch]

@@ -157,15 +157,25 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
   });
 }
 
-void PackedInput::grad_weight(int threads, const float* grad_output, const Target& target) const {
+void PackedInput::grad_weight(int threads, const float* grad_output, const Target& target,
+                              Candidates* candidates) const {
   WeightGradient w = gradient;
   w.phase = phases.data(), w.entries = entries.data(), w.starts = starts.data();
   w.large = static_cast<int64_t>(w.out_channels) * w.in_channels * w.kernel_height * w.kernel_width >= LARGE;
   if (geometry.is_linear()) {
-    parallel(threads, ceil_div(w.out_channels, LINEAR_OUT), [&](int64_t item) {
-      kernels.linear_gradient(w, grad_output, target, static_cast<int>(item) * LINEAR_OUT, 0, w.in_channels,
-                              scratch(0, static_cast<int64_t>(w.batch) * LINEAR_OUT),
-                              scratch(1, LINEAR_IN * LINEAR_OUT));
+    const int64_t items = ceil_div(w.out_channels, LINEAR_OUT), entries = int64_t{LINEAR_OUT} * w.in_channels + SPARE;
+    const int64_t runs = int64_t{LINEAR_OUT} * ceil_div(w.in_channels, LINEAR_IN);
+    if (candidates) candidates->found = std::vector<Found>(items);
+    parallel(threads, items, [&](int64_t item) {
+      float *planes = scratch(0, static_cast<int64_t>(w.batch) * LINEAR_OUT),
+            *sums = scratch(1, LINEAR_IN * LINEAR_OUT);
+      Scan scan{};
+      if (candidates)
+        scan = {scan_from(candidates->near), reinterpret_cast<uint32_t*>(scratch(2, entries)), scratch(3, entries),
+                reinterpret_cast<int32_t*>(scratch(4, runs))};
+      kernels.linear_gradient(w, grad_output, target, static_cast<int>(item) * LINEAR_OUT, candidates ? &scan : nullptr,
+                              planes, sums);
+      if (candidates) gather(kernels, scan, item, *candidates);
     });
     return;
   }

@@ -27,7 +27,9 @@ struct PackedInput {
   PackedInput(const Kernels& kernels, int threads, const Geometry& geometry, const float* input, const Choice& choice);
   PackedInput(const PackedInput&) = delete;
 
-  void grad_weight(int threads, const float* grad_output, const Target& target) const;
+  // The gradient becomes what `target` says. After a step on a linear layer's weight, `candidates` (if given, and filled
+  // but for `found`) gets what the weight has for the next one.
+  void grad_weight(int threads, const float* grad_output, const Target& target, Candidates* candidates = nullptr) const;
 
   const Kernels& kernels;  // the offsets count in their vectors
   Geometry geometry;

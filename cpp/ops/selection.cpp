@@ -19,12 +19,38 @@ constexpr int RUN = 8;                  // neighbouring entries in a threshold's
 constexpr int64_t MOST_RUNS = 1 << 10;  // of the sample
 constexpr int64_t PART = 1 << 16;       // entries of a tensor that a thread looks at at a time
 
+Bracket about(float near, float share) { return {near * (1 - share), near * (1 + share)}; }
+bool is_near(float near) { return near > 0 && near < INFINITY; }
+
+// The k-th largest magnitude, if it is in a bracket about `near`; then what is below is dropped. `found` is what is not
+// below the wider bracket, counted within the closer one.
+std::optional<float> choose(const Kernels& kernels, int threads, int64_t k, float near, std::vector<Found>& found) {
+  const int64_t parts = static_cast<int64_t>(found.size());
+  const Bracket close = about(near, CLOSE), wide = about(near, GUESS);
+  for (const Bracket* bracket : {&close, &wide}) {
+    if (bracket == &wide) parallel(threads, parts, [&](int64_t i) { found[i].count(kernels, wide); });
+    int64_t over = 0;
+    std::vector<float> within;
+    for (const Found& f : found) {
+      over += f.above;
+      within.insert(within.end(), f.within.begin(), f.within.end());
+    }
+    if (over >= k || k > over + static_cast<int64_t>(within.size())) continue;
+    const float threshold = top_k_threshold(kernels, threads, within.data(), within.size(), k - over);
+    parallel(threads, parts, [&](int64_t i) {
+      found[i].size = kernels.drop_below(found[i].size, threshold, found[i].indices.data(), found[i].values.data());
+    });
+    return threshold;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 void Found::find(const Kernels& kernels, const float* x, int64_t count, float threshold, const Bracket* bracket) {
-  uint32_t* index = reinterpret_cast<uint32_t*>(scratch(0, count));
-  float* value = scratch(1, count);
-  size = kernels.find_active(x, count, threshold, index, value);
+  uint32_t* index = reinterpret_cast<uint32_t*>(scratch(0, count + SPARE));
+  float* value = scratch(1, count + SPARE);
+  size = kernels.find_active(x, count, 0, threshold, index, value);
   indices.allocate(size), values.allocate(size);
   memcpy(indices.data(), index, size * sizeof(uint32_t));
   memcpy(values.data(), value, size * sizeof(float));
@@ -35,16 +61,6 @@ void Found::count(const Kernels& kernels, const Bracket& bracket) {
   float* between = scratch(0, size);
   const int64_t found = kernels.partition(values.data(), size, bracket.low, bracket.high, between, &above);
   within.assign(between, between + found);
-}
-
-void Found::drop_below(float threshold) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    indices.data()[kept] = indices.data()[i];
-    values.data()[kept] = values.data()[i];
-    kept += !(std::fabs(values.data()[i]) < threshold);
-  }
-  size = kept;
 }
 
 int64_t total_size(const std::vector<Found>& found) {
@@ -67,27 +83,55 @@ float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t c
     return given->threshold;
   }
   const auto [k, near] = std::get<TopK>(choice);
-  if (near > 0 && near < INFINITY && k > 0) {
-    const auto about = [near = near](float share) { return Bracket{near * (1 - share), near * (1 + share)}; };
-    const Bracket close = about(CLOSE), wide = about(GUESS);
-    find(wide.low, &close);
-    for (const Bracket* bracket : {&close, &wide}) {
-      if (bracket == &wide) parallel(threads, parts, [&](int64_t i) { found[i].count(kernels, wide); });
-      int64_t over = 0;
-      std::vector<float> within;
-      for (const Found& f : found) {
-        over += f.above;
-        within.insert(within.end(), f.within.begin(), f.within.end());
-      }
-      if (over >= k || k > over + static_cast<int64_t>(within.size())) continue;
-      const float threshold = top_k_threshold(kernels, threads, within.data(), within.size(), k - over);
-      parallel(threads, parts, [&](int64_t i) { found[i].drop_below(threshold); });
-      return threshold;
-    }
+  if (is_near(near) && k > 0) {
+    const Bracket close = about(near, CLOSE);
+    find(scan_from(near), &close);
+    if (const std::optional<float> threshold = choose(kernels, threads, k, near, found)) return *threshold;
   }
   const float threshold = top_k_threshold(kernels, threads, x, count, k);
   find(threshold, nullptr);
   return threshold;
+}
+
+float scan_from(float near) { return about(near, GUESS).low; }
+
+bool can_scan(float near, int64_t rows, int64_t row) {
+  return is_near(near) && std::min<int64_t>(rows, LINEAR_OUT) * row <= INT32_MAX;
+}
+
+void gather(const Kernels& kernels, const Scan& scan, int64_t part, Candidates& candidates) {
+  const int64_t blocks = (candidates.row + LINEAR_IN - 1) / LINEAR_IN;
+  const int64_t rows = std::min<int64_t>(LINEAR_OUT, candidates.rows - part * LINEAR_OUT);
+  std::vector<int64_t> begins(blocks * LINEAR_OUT);
+  int64_t size = 0;
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t row = 0; row < rows; ++row) {
+      begins[block * LINEAR_OUT + row] = size;
+      size += scan.sizes[block * LINEAR_OUT + row];
+    }
+  Found& found = candidates.found[part];
+  found.indices.allocate(size), found.values.allocate(size), found.size = size;
+  uint32_t* index = found.indices.data();
+  float* value = found.values.data();
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t run = block * LINEAR_OUT + row, begin = begins[run], length = scan.sizes[run];
+      memcpy(index, scan.indices + begin, length * sizeof(uint32_t));
+      memcpy(value, scan.values + begin, length * sizeof(float));
+      index += length, value += length;
+    }
+  found.count(kernels, about(candidates.near, CLOSE));  // while the values are in the caches
+}
+
+std::optional<float> choose_among(const Kernels& kernels, int threads, int64_t rows, int64_t row, const Choice& choice,
+                                  Candidates& candidates, std::vector<Found>& found) {
+  const TopK* top_k = std::get_if<TopK>(&choice);
+  if (!top_k || top_k->k <= 0 || !is_near(top_k->near)) return std::nullopt;
+  if (candidates.near != top_k->near || candidates.rows != rows || candidates.row != row) return std::nullopt;
+  const Stopwatch stopwatch(TOP_K);
+  found = std::move(candidates.found);
+  candidates = Candidates();
+  return choose(kernels, threads, top_k->k, top_k->near, found);
 }
 
 float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t k) {

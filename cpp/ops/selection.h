@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <variant>
 #include <vector>
 
@@ -41,12 +42,32 @@ struct Found {
 
   void find(const Kernels& kernels, const float* x, int64_t count, float threshold, const Bracket* bracket);
   void count(const Kernels& kernels, const Bracket& bracket);
-  void drop_below(float threshold);
 };
 
 // The active entries of each part of x, `part` entries long, and the threshold. One pass over x if the guess is good.
 float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part,
                   const Choice& choice, std::vector<Found>& found);
+
+// What a scan of a weight found from a little below `near` on, right after its update, in parts of LINEAR_OUT rows. If the
+// next threshold is close to `near`, the active entries are among these, and choosing them takes no pass over the weight.
+struct Candidates {
+  float near = 0;
+  int64_t rows = 0, row = 0;  // of the weight, and entries of a row
+  std::vector<Found> found;
+
+  Candidates() = default;
+  Candidates(Candidates&&) = default;
+  Candidates& operator=(Candidates&&) = default;
+};
+
+float scan_from(float near);                       // where a scan begins for thresholds near this one
+bool can_scan(float near, int64_t rows, int64_t row);  // whether one makes sense, and indices are wide enough
+// Take over part `part` of what a scan found, from runs of `scan`.
+void gather(const Kernels& kernels, const Scan& scan, int64_t part, Candidates& candidates);
+// If `candidates` are of a weight of this shape and enough for this choice, move them to `found`, drop those that are not
+// active, and return the threshold.
+std::optional<float> choose_among(const Kernels& kernels, int threads, int64_t rows, int64_t row, const Choice& choice,
+                                  Candidates& candidates, std::vector<Found>& found);
 
 // The active entries of all parts.
 int64_t total_size(const std::vector<Found>& found);

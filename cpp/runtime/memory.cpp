@@ -119,7 +119,7 @@ float* scratch(int slot, int64_t floats) {
     int64_t size = 0;
     ~Buffer() { std::free(memory); }
   };
-  static thread_local Buffer buffers[2];
+  static thread_local Buffer buffers[SLOTS];
   Buffer& buffer = buffers[slot];
   if (buffer.size < floats) {
     std::free(buffer.memory);

@@ -25,6 +25,7 @@ struct Array {
 };
 
 // A buffer of the calling thread that grows and stays; `slot` tells buffers in use at the same time apart.
+constexpr int SLOTS = 5;
 float* scratch(int slot, int64_t floats);
 
 }  // namespace zerofl

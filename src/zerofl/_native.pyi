@@ -61,12 +61,28 @@ class AtLeast:
 
     def __init__(self, threshold: float, expected: int = 0) -> None: ...
 
+class Candidates:
+    """Entries of a linear layer's weight, of which the next step's active ones will be a part, almost surely."""
+
+    def __init__(self) -> None: ...
+
 class Sgd:
-    """A step of SGD on a weight, and on its velocity if it has momentum, in the place of the weight's gradient."""
+    """A step of SGD on a weight, and on its velocity if it has momentum, in the place of the weight's gradient.
+
+    A linear layer's backward pass on a small batch fills `candidates` too.
+    """
 
     def __init__(
-        self, weight: Tensor, velocity: Tensor | None, rate: float, momentum: float, weight_decay: float
+        self,
+        weight: Tensor,
+        velocity: Tensor | None,
+        rate: float,
+        momentum: float,
+        weight_decay: float,
+        candidates: Candidates | None = None,
     ) -> None: ...
+    @property
+    def candidates(self) -> Candidates | None: ...
 
 class Convolution:
     """A convolution of one training step: makes the output, and keeps the active entries for the backward pass.
@@ -104,7 +120,10 @@ class Convolution:
         """Makes the gradients that are given, or takes the step of `sgd`; adds `addend` to grad_input, of its shape."""
 
 class Linear:
-    """A linear layer of one training step, as `Convolution`: input [I, N], weight [O, I] -> output [O, N]."""
+    """A linear layer of one training step, as `Convolution`: input [I, N], weight [O, I] -> output [O, N].
+
+    With the weight's candidates, which are used up, it need not be read again to find what is active in it.
+    """
 
     def __init__(
         self,
@@ -116,6 +135,7 @@ class Linear:
         input_choice: TopK | AtLeast | None,
         for_grad_input: bool,
         threads: int,
+        candidates: Candidates | None = None,
     ) -> None: ...
     @property
     def weight_threshold(self) -> float: ...

@@ -66,7 +66,7 @@ def test_a_slot_trains_as_the_plain_loop_does(values: dict[str, Any], tiny: tupl
         split = split_of(experiment, dataset, client)
         plain = train_state(received, split, dataset, experiment, round=1, client=client)
         fast = slot.train(received, split, round=1, client=client)
-        assert_close(plain.state, fast.state, atol=5e-5)  # 1.5e-5 was seen in one entry, by another build of torch
+        assert_close(plain.state, fast.state, atol=2e-4)  # of steps up to 0.05, by rounding; 6e-5 was seen
         assert fast.loss == pytest.approx(plain.loss, abs=1e-5)
         assert fast.sparse == plain.sparse
         assert fast.realised_sparsity == pytest.approx(plain.realised_sparsity)

@@ -189,6 +189,36 @@ void check_linear() {
   check_gradient(PackedInput(kernels, 2, g, x.data(), TopK{k_x, 0}), dy, dw);
 }
 
+// What a step's scan leaves for the next one is what a pass over the weight after it finds.
+void check_candidates() {
+  Geometry g = drawn_geometry(true);
+  g.out_channels = drawn(1, LINEAR_OUT + 10), g.in_channels = drawn(1, 2 * LINEAR_IN + 40), g.batch = drawn(1, 4);
+  const int64_t size = int64_t{g.out_channels} * g.in_channels, k = drawn(1, static_cast<int>(size));
+  const std::vector<float> x = normal(int64_t{g.in_channels} * g.batch), dy = normal(int64_t{g.out_channels} * g.batch);
+  std::vector<float> w = normal(size);
+  Candidates candidates;
+  candidates.near = kth_magnitude(w, k), candidates.rows = g.out_channels, candidates.row = g.in_channels;
+  const Target target{nullptr, w.data(), nullptr, 0.001f, 0, 0};
+  PackedInput(kernels, 2, g, x.data(), TopK{static_cast<int64_t>(x.size()), 0})
+      .grad_weight(2, dy.data(), target, &candidates);
+  const TopK choice{k, candidates.near};
+  const LinearWeight scanned(kernels, 2, g, w.data(), choice, &candidates), read(kernels, 2, g, w.data(), choice);
+  same("candidates are used up", static_cast<double>(candidates.found.size()), 0);
+  same("the threshold among candidates", scanned.threshold, kth_magnitude(w, k));
+  const auto lists = [&g](const LinearWeight& weight) {
+    std::vector<double> entries;
+    for (size_t part = 0; part < weight.found.size(); ++part)
+      for (int64_t i = 0; i < weight.found[part].size; ++i) {
+        entries.push_back(static_cast<double>(part) * weight.part_rows * g.in_channels + weight.found[part].indices.data()[i]);
+        entries.push_back(weight.found[part].values.data()[i]);
+      }
+    return entries;
+  };
+  const std::vector<double> found = lists(scanned), expected = lists(read);
+  same("active weights among candidates", static_cast<double>(found.size()), static_cast<double>(expected.size()));
+  for (size_t i = 0; i < found.size(); ++i) same("an active weight among candidates", found[i], expected[i]);
+}
+
 // Numbers that float16 and bfloat16 hold exactly, so that every storage has the same results.
 std::vector<float> eighths(int64_t count) {
   std::vector<float> values(count);
@@ -323,6 +353,7 @@ int main(int count, char** arguments) {
   for (int i = 0; i < draws; ++i) {
     check_convolution();
     check_linear();
+    check_candidates();
     check_normalisation();
     check_pooling();
     check_selection();

@@ -133,7 +133,10 @@ def make_step(
         return Step(module, input, zero_grad, lambda output: torch.autograd.backward(output, grad_output), lambda: None)
 
     labels = torch.randint(0, classes, (workload.batch_size,), generator=generator)
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.01) if sparsity is None else SparseSGD(module, lr=0.01)
+    if sparsity is None:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    else:
+        optimizer = SparseSGD(module, lr=0.01, scan_ahead=True)
 
     if autocast:
         module = _Autocast(module)

@@ -115,7 +115,7 @@ class ConvNorm(torch.autograd.Function):
             sgd,
         )
         if sgd is not None:
-            taken(ctx.weight)
+            taken(ctx.weight, sgd)
         if grad_output is not None:
             grad_bias = grad_output.sum((1, 2, 3))
         return (

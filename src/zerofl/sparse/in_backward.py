@@ -55,11 +55,15 @@ _MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.detach.default, torch.
 class Optimizer(Protocol):
     """What is asked of the optimiser of a registered weight."""
 
+    scan_ahead: bool
+    """Whether a linear layer's weight is scanned for the next step in the same pass."""
+
     def sgd_of(self, weight: Tensor) -> tuple[Tensor | None, float, float, float] | None:
         """Velocity, rate, momentum and weight decay of a step on it; None if it must be another kind of step."""
 
 
 _optimizers: Any = WeakIdKeyDictionary()
+_scanned: Any = WeakIdKeyDictionary()  # by weight: its state when it was scanned, and what was found
 
 
 def register(weight: Tensor, optimizer: Optimizer) -> None:
@@ -102,13 +106,29 @@ def step_on(weight: Tensor, edges: Sequence[Any], in_ddp: bool) -> Any:
             "the step in the backward pass, so gradients are not accumulated and a layer is used once. Call "
             "zero_grad() before each backward pass, or take torch.optim.SGD"
         )
-    return native.Sgd(weight.detach(), *settings)
+    scans = optimizer.scan_ahead and weight.dim() == 2
+    return native.Sgd(weight.detach(), *settings, native.Candidates() if scans else None)
 
 
-def taken(weight: Tensor) -> None:
+def taken(weight: Tensor, sgd: Any) -> None:
     """Say that the step was taken: in `grad`, and to autograd, to which other uses of the old weight are errors."""
     increment_version(weight)
     weight.grad = Applied(weight, _optimizers[weight])
+    if sgd.candidates is not None:
+        _scanned[weight] = _state(weight), sgd.candidates
+
+
+def candidates_of(weight: Tensor) -> Any:
+    """What the scan in the last step on a linear layer's weight found, once; None without one, or if it changed since.
+
+    Changes behind autograd's back, by way of `.data` or NumPy, are not seen.
+    """
+    scanned = _scanned.pop(weight, None)
+    return scanned[1] if scanned and scanned[0] == _state(weight) else None
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    return weight._version, weight.data_ptr()
 
 
 def _accumulates(node: Any) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from zerofl.sparse.dispatch import native
-from zerofl.sparse.in_backward import is_in_ddp, step_on, taken
+from zerofl.sparse.in_backward import candidates_of, is_in_ddp, step_on, taken
 
 if TYPE_CHECKING:
     from zerofl._native import AtLeast, TopK
@@ -154,7 +154,7 @@ class Conv2d(torch.autograd.Function):
             grad_weight = empty(ctx.weight.shape)
         packed.backward(dy, addend, grad_input, grad_weight, torch.get_num_threads(), sgd)
         if sgd is not None:
-            taken(ctx.weight)
+            taken(ctx.weight, sgd)
         if ctx.needs_input_grad[2]:
             grad_bias = dy.sum((1, 2, 3))
         return None if grad_input is None else batch_first(grad_input), grad_weight, grad_bias, *[None] * 4
@@ -219,7 +219,15 @@ class Linear(torch.autograd.Function):
         x, w = input.detach().T.contiguous(), weight.detach().contiguous()
         output = empty((len(w), x.shape[1]))
         packed = native.Linear(
-            x, w, _vector(bias), output, weight_choice, input_choice, for_grad_input, torch.get_num_threads()
+            x,
+            w,
+            _vector(bias),
+            output,
+            weight_choice,
+            input_choice,
+            for_grad_input,
+            torch.get_num_threads(),
+            candidates_of(weight),
         )
         ctx.packed, ctx.input_shape, ctx.weight, ctx.in_ddp = packed, x.shape, weight, is_in_ddp()
         # Stored as nn.Linear's, so that .view() works behind it; of a few numbers this copy takes no time.
@@ -234,7 +242,7 @@ class Linear(torch.autograd.Function):
         grad_weight = empty(ctx.weight.shape) if ctx.needs_input_grad[1] and sgd is None else None
         packed.backward(dy, grad_input, grad_weight, torch.get_num_threads(), sgd)
         if sgd is not None:
-            taken(ctx.weight)
+            taken(ctx.weight, sgd)
         grad_bias = dy.sum(1) if ctx.needs_input_grad[2] else None
         return None if grad_input is None else grad_input.T, grad_weight, grad_bias, None, None, None
 

@@ -29,10 +29,22 @@ class SparseSGD(torch.optim.SGD):
         lr: the learning rate.
         momentum: of the velocity, without dampening.
         weight_decay: the L2 penalty.
+        scan_ahead: look for a linear layer's next active weights in the pass that updates them, not in one more. The
+            results are the same bits, and a large layer on a small batch takes less time; but a change of the weight
+            that autograd does not see (by way of `.data` or NumPy) must not come between two steps.
     """
 
-    def __init__(self, model: nn.Module, lr: float | Tensor, momentum: float = 0.0, weight_decay: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: float | Tensor,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        *,
+        scan_ahead: bool = False,
+    ) -> None:
         super().__init__(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.scan_ahead = scan_ahead
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         for _, layer in sparse_layers(model):
             if id(layer.weight) in own:
