@@ -2,8 +2,8 @@
 
 import dataclasses
 import difflib
-import math
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -45,8 +45,8 @@ _COUNT = _Rule(lambda value: value >= 1, "1 or more")
 _FRACTION = _Rule(lambda value: 0 <= value < 1, "a fraction in [0, 1)")
 _DECAY = _Rule(lambda value: 0 <= value < 1, "a decay rate in [0, 1)")
 _SHARE = _Rule(lambda value: 0 <= value <= 1, "a fraction in [0, 1]")
-_POSITIVE = _Rule(lambda value: 0 < value < math.inf, "a positive number")
-_AMOUNT = _Rule(lambda value: 0 <= value < math.inf, "0 or a positive number")
+_POSITIVE = _Rule(lambda value: 0 < value <= sys.float_info.max, "a positive number")
+_AMOUNT = _Rule(lambda value: 0 <= value <= sys.float_info.max, "0 or a positive number")
 _ALPHA = _Rule(lambda value: LEAST_ALPHA <= value <= MOST_ALPHA, ALPHAS)
 _THREADS = _Rule(lambda value: 0 <= value <= MOST_THREADS, f"0 to {MOST_THREADS}")
 _DEVICE = _Rule(lambda value: bool(re.fullmatch(r"cpu|cuda(:\d+)?", value)), "cpu, cuda, or cuda:1 and so on")

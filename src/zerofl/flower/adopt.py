@@ -8,7 +8,7 @@ strategy sees it.
 """
 
 import logging
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
 
@@ -204,7 +204,7 @@ class SparseUplink(Strategy):
         if isinstance(strategy, SparseUplink):
             raise ValueError("SparseUplink around SparseUplink: the inner one would find no updates; use it once")
         for name, value in (("clip_norm", clip_norm), ("clip_median", clip_median)):
-            if not (_is_number(value) and 0 <= value < math.inf):
+            if not (_is_number(value) and 0 <= value <= sys.float_info.max):
                 raise ValueError(f"{name} = {value!r}: expected 0 or a positive number")
         self.strategy = strategy
         self._clip_norm, self._clip_median = clip_norm, clip_median
