@@ -86,7 +86,8 @@ struct Linear {
   Candidates* scan_ahead(Candidates* candidates) const {
     if (!candidates) return nullptr;
     *candidates = Candidates();
-    if (!small || !can_scan(small->threshold, geometry.out_channels, geometry.in_channels)) return nullptr;
+    if (!small || !can_scan(small->threshold, small->active_weights, geometry.out_channels, geometry.in_channels))
+      return nullptr;
     candidates->near = small->threshold;
     candidates->rows = geometry.out_channels, candidates->row = geometry.in_channels;
     return candidates;

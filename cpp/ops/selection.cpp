@@ -95,8 +95,9 @@ float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t c
 
 float scan_from(float near) { return about(near, GUESS).low; }
 
-bool can_scan(float near, int64_t rows, int64_t row) {
-  return is_near(near) && std::min<int64_t>(rows, LINEAR_OUT) * row <= INT32_MAX;
+bool can_scan(float near, int64_t active, int64_t rows, int64_t row) {
+  // Many candidates take more memory than the pass that they spare is worth.
+  return is_near(near) && active <= rows * row / 4 && std::min<int64_t>(rows, LINEAR_OUT) * row <= INT32_MAX;
 }
 
 void gather(const Kernels& kernels, const Scan& scan, int64_t part, Candidates& candidates) {

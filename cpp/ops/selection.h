@@ -61,7 +61,8 @@ struct Candidates {
 };
 
 float scan_from(float near);                       // where a scan begins for thresholds near this one
-bool can_scan(float near, int64_t rows, int64_t row);  // whether one makes sense, and indices are wide enough
+// Whether one makes sense for so many active entries, and indices are wide enough.
+bool can_scan(float near, int64_t active, int64_t rows, int64_t row);
 // Take over part `part` of what a scan found, from runs of `scan`.
 void gather(const Kernels& kernels, const Scan& scan, int64_t part, Candidates& candidates);
 // If `candidates` are of a weight of this shape and enough for this choice, move them to `found`, drop those that are not

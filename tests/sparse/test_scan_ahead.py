@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from tests.sparse.operands import _native
 from zerofl import SparseSGD, sparsify_
@@ -33,8 +34,8 @@ def step(model: Any, optimizer: torch.optim.Optimizer, batch: int, seed: int) ->
     optimizer.step()
 
 
-def was_scanned(model: Any) -> bool:
-    return model[2].weight in in_backward._scanned
+def was_scanned(optimizer: SparseSGD, model: Any) -> bool:
+    return id(model[2].weight) in optimizer.scanned
 
 
 def assert_same_with_and_without(between: Callable[[Any, int], object], batch: int = 8, **settings: Any) -> None:
@@ -46,7 +47,7 @@ def assert_same_with_and_without(between: Callable[[Any, int], object], batch: i
         optimizer = SparseSGD(model, **{"lr": 0.05, **settings}, scan_ahead=scan_ahead)
         for number in range(6):
             step(model, optimizer, batch, number)
-            assert was_scanned(model) <= scan_ahead
+            assert was_scanned(optimizer, model) <= scan_ahead
             between(model, number)
         states.append(model.state_dict())
     for name, expected in states[0].items():
@@ -73,17 +74,39 @@ def replace(model: Any) -> None:
     model[2].weight.data = model[2].weight.data.flip(0)
 
 
+def replace_twice(model: Any) -> None:
+    """The memory of the first is free when the second is made; another type's rounding tells them apart."""
+    model.bfloat16().float()
+
+
+def prune_twice(model: Any) -> None:
+    for _ in range(2):
+        prune.l1_unstructured(model[2], "weight", 0.93)  # type: ignore[no-untyped-call]
+        prune.remove(model[2], "weight")  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         shrink,
         spoil,
         replace,
+        replace_twice,
+        prune_twice,
         lambda model: model.load_state_dict({name: 2 * tensor for name, tensor in model.state_dict().items()}),
         lambda model: model.eval()(torch.ones(2, 9)) is model.train(),
         lambda model: model(torch.ones(2, 9)),
     ],
-    ids=["in place", "NaN", "other memory", "load_state_dict", "evaluation", "a forward pass alone"],
+    ids=[
+        "in place",
+        "NaN",
+        "other memory",
+        "memory used again",
+        "pruning",
+        "load_state_dict",
+        "evaluation",
+        "a forward pass alone",
+    ],
 )
 def test_what_comes_between_two_steps_is_seen(change: Callable[[Any], object]) -> None:
     assert_same_with_and_without(lambda model, number: change(model) if number in (1, 4) else None)
@@ -95,7 +118,7 @@ def test_only_small_batches_of_linear_layers_are_scanned() -> None:
     step(model, optimizer, 64, 0)
     scanned = in_backward.candidates_of(model[2].weight)
     assert scanned is not None
-    assert not was_scanned(model)  # once
+    assert not was_scanned(optimizer, model)  # once
     weight = model[2].weight.detach()
     choice = _native.TopK(weight.numel() // 10, model[2].weight_threshold)
     x, outputs = torch.randn(INPUTS, 3), torch.zeros(2, OUTPUTS, 3)
@@ -104,10 +127,27 @@ def test_only_small_batches_of_linear_layers_are_scanned() -> None:
     assert torch.equal(outputs[0], outputs[1])  # of a weight that was not read
     assert outputs[0].abs().sum() > 0
     assert (chosen.weight_threshold, chosen.active_weights) == (read.weight_threshold, read.active_weights)
-    step(model, optimizer, 65, 0)
-    kept = in_backward.candidates_of(model[2].weight)
-    again = _native.Linear(x, weight, None, outputs[1], choice, None, False, 2, kept)
-    assert again.active_weights > 0
+    step(model, optimizer, 65, 0)  # which leaves candidates of nothing
+    empty = in_backward.candidates_of(model[2].weight)
+    choice = _native.TopK(weight.numel() // 10, model[2].weight_threshold)
+    missed = _native.Linear(x, torch.zeros_like(weight), None, outputs[1], choice, None, False, 2, empty)
+    assert missed.weight_threshold == 0
+    assert not outputs[1].any()
+
+
+def test_of_many_active_weights_there_are_no_candidates() -> None:
+    """They would take more memory than the gradient that SparseSGD spares."""
+    weight, x = torch.randn(64, 100), torch.ones(100, 1)
+    for k, are_kept in ((1600, True), (1601, False)):
+        near = _native.top_k_threshold(weight, k, 2)
+        layer = _native.Linear(x, weight, None, torch.empty(64, 1), _native.TopK(k, near), _native.TopK(9), False, 2)
+        candidates = _native.Candidates()
+        layer.backward(torch.ones(64, 1), None, None, 2, _native.Sgd(weight, None, 0.0, 0.0, 0.0, candidates))
+        found = torch.empty(64, 1)
+        again = _native.Linear(
+            x, torch.zeros_like(weight), None, found, _native.TopK(k, near), None, False, 2, candidates
+        )
+        assert (again.weight_threshold > 0) == are_kept
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,16 @@ def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> 
         and "reference" not in (norm.backend, getattr(convolution, "backend", None))
         and _is_plainly_called(convolution)
         and _is_plainly_called(norm)
-        and takes(x, residual, convolution.weight, convolution.bias, norm.weight, norm.bias, norm.running_mean)
+        and takes(
+            x,
+            residual,
+            convolution.weight,
+            convolution.bias,
+            norm.weight,
+            norm.bias,
+            norm.running_mean,
+            norm.running_var,
+        )
         and x.dim() == 4
         and layout.takes_shape(convolution, x)
         and _fits(residual, layout.output_shape(convolution, x))

@@ -5,33 +5,42 @@
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.weak import WeakIdKeyDictionary
 
-from zerofl.sparse.dispatch import native
+from zerofl.sparse.dispatch import native, takes
 
 
 class Applied(torch.Tensor):
     """In the place of a gradient that is nowhere in memory, because the step with it was taken. Nothing can use it."""
 
     by: Any  # a reference to the optimiser
+    is_stepped: bool  # whether its step() took the other parameters' steps since
 
     @staticmethod
-    def __new__(cls, weight: Tensor, by: Any, dtype: Any = None, device: Any = None) -> "Applied":
+    def __new__(
+        cls, weight: Tensor, by: Any, is_stepped: bool = False, dtype: Any = None, device: Any = None
+    ) -> "Applied":
         """Of the weight's shape, type and device unless they are given, without memory."""
         made: Applied = torch.Tensor._make_wrapper_subclass(
             cls, weight.shape, dtype=dtype or weight.dtype, device=device or weight.device
         )
-        made.by = by
+        made.by, made.is_stepped = by, is_stepped
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"<the step with this gradient of {tuple(self.shape)} was taken in the backward pass>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(f"{self!r}: it cannot be saved. Call zero_grad() first")
+
+    def share_memory_(self) -> "Applied":
+        """With its model; there is nothing to share."""
+        return self
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -39,7 +48,7 @@ class Applied(torch.Tensor):
     ) -> Any:
         if func in _MOVES:  # with its model
             kwargs = kwargs or {}
-            return Applied(args[0], args[0].by, kwargs.get("dtype"), kwargs.get("device"))
+            return Applied(args[0], args[0].by, args[0].is_stepped, kwargs.get("dtype"), kwargs.get("device"))
         raise RuntimeError(
             f"{func.__name__.partition('.')[0]} of the gradient of a sparse layer's weight: SparseSGD took the step "
             "with it in the backward pass, so there is none to clip, scale or add to, for a hook on its AccumulateGrad "
@@ -49,7 +58,21 @@ class Applied(torch.Tensor):
         )
 
 
-_MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.detach.default, torch.ops.aten.clone.default)
+_MOVES = (
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.empty_like.default,
+)
+
+
+class Scanned(NamedTuple):
+    """What a scan found in a weight, and the weight as it was then."""
+
+    weight: Tensor
+    version: int
+    memory: Tensor  # which nothing else can get as long as this is here, so that its address tells
+    candidates: Any
 
 
 class Optimizer(Protocol):
@@ -58,17 +81,32 @@ class Optimizer(Protocol):
     scan_ahead: bool
     """Whether a linear layer's weight is scanned for the next step in the same pass."""
 
+    scanned: dict[int, Scanned]
+    """What was found, by the weight's id."""
+
     def sgd_of(self, weight: Tensor) -> tuple[Tensor | None, float, float, float] | None:
         """Velocity, rate, momentum and weight decay of a step on it; None if it must be another kind of step."""
 
 
-_optimizers: Any = WeakIdKeyDictionary()
-_scanned: Any = WeakIdKeyDictionary()  # by weight: its state when it was scanned, and what was found
+_optimizers: dict[int, weakref.ref[Optimizer]] = {}
+"""By the weight's id, which no other tensor gets while the optimiser has the weight. torch.utils.swap_tensors takes no
+tensor to which there are weak references."""
 
 
 def register(weight: Tensor, optimizer: Optimizer) -> None:
-    """Have the steps on a weight taken in its backward pass, as long as the optimiser is there."""
-    _optimizers[weight] = weakref.ref(optimizer)
+    """Have the steps on a weight taken in its backward pass, while there is the optimiser, which has the weight."""
+    key = id(weight)
+
+    def forget(reference: weakref.ref[Optimizer]) -> None:
+        if _optimizers.get(key) is reference:
+            del _optimizers[key]
+
+    _optimizers[key] = weakref.ref(optimizer, forget)
+
+
+def _optimizer_of(weight: Tensor) -> Optimizer | None:
+    reference = _optimizers.get(id(weight))
+    return reference() if reference else None
 
 
 def is_in_ddp() -> bool:
@@ -82,15 +120,15 @@ def is_in_ddp() -> bool:
 def step_on(weight: Tensor, edges: Sequence[Any], in_ddp: bool) -> Any:
     """The kernels' step on a layer's weight, of which this is the backward pass; None if its gradient is asked for.
 
-    It is where the weight is not registered, is no contiguous leaf, has a hook that wants to see the gradient, is not
-    what the backward pass is about (`torch.autograd.grad`), the forward pass was in DistributedDataParallel, or the
-    optimiser is to do more than SGD. `edges` are the backward node's next functions, the weight's at 1.
+    It is where the weight is not registered, is no contiguous leaf, has a hook that wants to see the gradient, is
+    not what the backward pass is about (`torch.autograd.grad`), the forward pass was in DistributedDataParallel, or
+    the optimiser is to do more than SGD or has a velocity of another type or order. `edges` are the backward node's
+    next functions, the weight's at 1.
 
     Raises:
         RuntimeError: the weight has a gradient, or had its step, since the last zero_grad().
     """
-    reference = _optimizers.get(weight)
-    optimizer = reference() if reference else None
+    optimizer = _optimizer_of(weight)
     if optimizer is None or in_ddp or not weight.is_contiguous():
         return None
     if weight._backward_hooks or weight._post_accumulate_grad_hooks:
@@ -99,6 +137,9 @@ def step_on(weight: Tensor, edges: Sequence[Any], in_ddp: bool) -> Any:
         return None
     settings = optimizer.sgd_of(weight)
     if settings is None:
+        return None
+    velocity = settings[0]
+    if velocity is not None and not (velocity.is_contiguous() and takes(velocity)):
         return None
     if weight.grad is not None:
         raise RuntimeError(
@@ -113,22 +154,22 @@ def step_on(weight: Tensor, edges: Sequence[Any], in_ddp: bool) -> Any:
 def taken(weight: Tensor, sgd: Any) -> None:
     """Say that the step was taken: in `grad`, and to autograd, to which other uses of the old weight are errors."""
     increment_version(weight)
-    weight.grad = Applied(weight, _optimizers[weight])
-    if sgd.candidates is not None:
-        _scanned[weight] = _state(weight), sgd.candidates
+    weight.grad = Applied(weight, _optimizers[id(weight)])
+    optimizer = _optimizer_of(weight)
+    if optimizer is not None and sgd.candidates is not None:
+        optimizer.scanned[id(weight)] = Scanned(weight, weight._version, weight.detach(), sgd.candidates)
 
 
 def candidates_of(weight: Tensor) -> Any:
     """What the scan in the last step on a linear layer's weight found, once; None without one, or if it changed since.
 
-    Changes behind autograd's back, by way of `.data` or NumPy, are not seen.
+    A change in place that autograd does not see is not seen.
     """
-    scanned = _scanned.pop(weight, None)
-    return scanned[1] if scanned and scanned[0] == _state(weight) else None
-
-
-def _state(weight: Tensor) -> tuple[int, int]:
-    return weight._version, weight.data_ptr()
+    optimizer = _optimizer_of(weight)
+    found = optimizer.scanned.pop(id(weight), None) if optimizer else None
+    if found is None or found.weight is not weight or found.version != weight._version:
+        return None
+    return found.candidates if found.memory.data_ptr() == weight.data_ptr() else None
 
 
 def _accumulates(node: Any) -> bool:

@@ -70,7 +70,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             y = self.forward(input) + residual
             return F.relu(y) if relu else y
         fast = input.dim() == 4 and input.shape[1] == self.num_features and self.backend != "reference"
-        fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean)
+        fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean, self.running_var)
         if not fast or (not self.uses_batch_statistics and torch.is_grad_enabled()):
             if self.training and self.storage != "float32" and input.dtype == torch.float32:
                 input = Rounded.apply(input, STORAGE[self.storage])  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zerofl.sparse.in_backward import Applied, register
+from zerofl.sparse.in_backward import Applied, Scanned, register
 from zerofl.sparse.sparsify import sparse_layers
 
 
@@ -18,11 +18,12 @@ class SparseSGD(torch.optim.SGD):
     torch.optim.SGD's, to the last bit where both use the processor's fused multiply-add. Learning-rate schedulers,
     `state_dict`, `zero_grad` and closures work as they do there.
 
-    The rate is the one at the backward pass. What needs the whole gradient first cannot work, and is an error that
-    says so: clipping, a gradient scaler, several backward passes before one `zero_grad()`, a layer that is used twice
-    in a forward pass, another optimiser's step while this one is there. Where the weight has a hook, the model runs in
-    `DistributedDataParallel`, or `torch.autograd.grad` asks for its gradient, it is computed as ever. So it is for
-    layers on the reference or a GPU. Of several made for a weight, the last one takes its steps.
+    The rate is the one at the backward pass, which changes the weights even if no step() follows. What needs the
+    whole gradient first cannot work, and is an error that says so: clipping, a gradient scaler, several backward
+    passes before one `zero_grad()`, a layer that is used twice in a forward pass, another optimiser's step while
+    this one is there. Where the weight has a hook, the model runs in `DistributedDataParallel`, or
+    `torch.autograd.grad` asks for its gradient, it is computed as ever. So it is for layers on the reference or a
+    GPU. Of several made for a weight, the last one takes its steps.
 
     Args:
         model: its parameters are optimised; make its layers sparse before.
@@ -30,8 +31,9 @@ class SparseSGD(torch.optim.SGD):
         momentum: of the velocity, without dampening.
         weight_decay: the L2 penalty.
         scan_ahead: look for a linear layer's next active weights in the pass that updates them, not in one more. The
-            results are the same bits, and a large layer on a small batch takes less time; but a change of the weight
-            that autograd does not see (by way of `.data` or NumPy) must not come between two steps.
+            results are the same bits, and a large layer on a small batch takes less time; but between two steps nothing
+            may write to the weight's memory in a way that autograd does not see, as through `.data` or
+            `.detach().apply_`, NumPy, DLPack or shared memory, or as the collectives of torch.distributed do.
     """
 
     def __init__(
@@ -44,11 +46,24 @@ class SparseSGD(torch.optim.SGD):
         scan_ahead: bool = False,
     ) -> None:
         super().__init__(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-        self.scan_ahead = scan_ahead
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        for _, layer in sparse_layers(model):
-            if id(layer.weight) in own:
-                register(layer.weight, self)
+        self._take_over([layer.weight for _, layer in sparse_layers(model) if id(layer.weight) in own], scan_ahead)
+
+    def _take_over(self, weights: list[Tensor], scan_ahead: bool) -> None:
+        self._weights, self.scan_ahead, self.scanned = weights, scan_ahead, dict[int, Scanned]()
+        for weight in weights:
+            register(weight, self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the weights, so that a copy or a pickle of model and optimiser together is one that works."""
+        return super().__getstate__() | {"weights": self._weights, "scan_ahead": self.scan_ahead}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy or a pickle, which have them; or of `load_state_dict`, which calls this with what it has read."""
+        own = {key: value for key, value in state.items() if key not in ("weights", "scan_ahead")}
+        super().__setstate__(own)  # type: ignore[no-untyped-call]
+        if "weights" in state:
+            self._take_over(state["weights"], state["scan_ahead"])
 
     def sgd_of(self, weight: Tensor) -> tuple[Tensor | None, float, float, float] | None:
         """See `zerofl.sparse.in_backward.Optimizer`."""
@@ -66,7 +81,7 @@ class SparseSGD(torch.optim.SGD):
         """Update the other parameters. `closure` computes the loss and its gradients first, if it is given.
 
         Raises:
-            RuntimeError: another SparseSGD took the step on a weight.
+            RuntimeError: another SparseSGD took the step on a weight, or it is the second time since the backward pass.
         """
         loss = None
         if closure is not None:
@@ -80,9 +95,14 @@ class SparseSGD(torch.optim.SGD):
                     f"step() of a SparseSGD, where another took the step on a weight {tuple(parameter.shape)} in the "
                     "backward pass: the one that was made last takes it. Call zero_grad(), and use that one alone"
                 )
+            if step.is_stepped:
+                raise RuntimeError(
+                    f"step() of a SparseSGD a second time since the backward pass, in which the step on a weight "
+                    f"{tuple(parameter.shape)} was taken once: call zero_grad() and a backward pass before each step()"
+                )
         for parameter in applied:
             parameter.grad = None
         super().step()
         for parameter, step in zip(applied, steps, strict=True):  # until zero_grad, as a gradient would be
-            parameter.grad = step
+            parameter.grad, step.is_stepped = step, True
         return loss
