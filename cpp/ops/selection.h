@@ -60,7 +60,8 @@ struct Candidates {
   Candidates& operator=(Candidates&&) = default;
 };
 
-float scan_from(float near);                       // where a scan begins for thresholds near this one
+// Where a scan begins for thresholds near this one.
+float scan_from(float near);
 // Whether one makes sense for so many active entries, and indices are wide enough.
 bool can_scan(float near, int64_t active, int64_t rows, int64_t row);
 // Take over part `part` of what a scan found, from runs of `scan`.

@@ -172,7 +172,7 @@ def test_candidates_that_do_not_fit_are_passed_over(shape: tuple[int, int], k: i
     assert torch.equal(found, expected)
 
 
-def test_the_memory_of_a_velocity_and_of_candidates_is_kept_by_the_step() -> None:
+def test_a_step_has_the_candidates_that_it_was_given() -> None:
     weight = torch.ones(8, 5)
     sgd = _native.Sgd(weight, torch.zeros(8, 5), 0.1, 0.9, 0.0, _native.Candidates())
     assert isinstance(sgd.candidates, _native.Candidates)
