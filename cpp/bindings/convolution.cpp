@@ -60,9 +60,9 @@ void bind_convolution(nb::module_& m) {
 
   nb::class_<Candidates>(m, "Candidates").def(nb::init<>());
   nb::class_<Sgd>(m, "Sgd")
-      .def(nb::init<Floats<0>, std::optional<Floats<0>>, float, float, float, Candidates*>(), nb::keep_alive<1, 2>(),
-           nb::keep_alive<1, 3>(), nb::keep_alive<1, 7>(), "weight"_a, "velocity"_a.none(), "rate"_a, "momentum"_a,
-           "weight_decay"_a, "candidates"_a.none() = nb::none())
+      .def(nb::init<Floats<0>, std::optional<Floats<0>>, float, float, float, Candidates*, float>(),
+           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 7>(), "weight"_a, "velocity"_a.none(),
+           "rate"_a, "momentum"_a, "weight_decay"_a, "candidates"_a.none() = nb::none(), "power"_a = 1.0f)
       .def_ro("candidates", &Sgd::candidates);
 
   nb::class_<Geometry>(m, "Geometry")

@@ -87,11 +87,12 @@ struct WeightGradient {
 
 // What becomes of a weight's gradient. It is stored at `gradient`; or, where that is null, each part of it is used for a
 // step of SGD on the weight as soon as it is computed, and is nowhere in memory: torch.optim.SGD's arithmetic, with
-// `velocity` null unless there is momentum.
+// `velocity` null unless there is momentum. With a `power` above 1, up to 2, the step is on v, of which the weight is
+// v |v|^(power - 1).
 struct Target {
   float* gradient;
   float *weight, *velocity;
-  float rate, momentum, weight_decay;
+  float rate, momentum, weight_decay, power;
 };
 
 // What a scan of LINEAR_OUT rows of a weight finds, right after each part of it was updated: entries that are not below

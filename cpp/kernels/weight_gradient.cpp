@@ -1,6 +1,7 @@
 // The gradient of a convolution's weight from its non-zero activations: all taps of LANES output channels in registers.
 
 #include "kernels.h"
+#include "power.h"
 #include "simd.h"
 
 namespace zerofl::ISA {
@@ -90,6 +91,7 @@ void make_planes(const WeightGradient& g, const float* grad_output, int first_ou
 // The weight after a step with this part of its gradient, of one entry or a vector of them.
 template <class T>
 static inline __attribute__((always_inline)) T stepped(const Target& target, T weight, T gradient, T* velocity) {
+  if (target.power != 1) return powered(target, weight, gradient, velocity);
   if (target.weight_decay != 0) gradient += target.weight_decay * weight;
   if (velocity) gradient = *velocity = rounded(*velocity * target.momentum) + gradient;
   return weight - target.rate * gradient;

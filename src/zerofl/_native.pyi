@@ -69,7 +69,8 @@ class Candidates:
 class Sgd:
     """A step of SGD on a weight, and on its velocity if it has momentum, in the place of the weight's gradient.
 
-    A linear layer's backward pass on a small batch fills `candidates` too.
+    A linear layer's backward pass on a small batch fills `candidates` too. With `power` above 1 the step is
+    Powerpropagation's (`zerofl.sparse.powerpropagation`).
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Sgd:
         momentum: float,
         weight_decay: float,
         candidates: Candidates | None = None,
+        power: float = 1.0,
     ) -> None: ...
     @property
     def candidates(self) -> Candidates | None: ...

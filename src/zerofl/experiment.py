@@ -49,6 +49,7 @@ _POSITIVE = _Rule(lambda value: 0 < value <= sys.float_info.max, "a positive num
 _AMOUNT = _Rule(lambda value: 0 <= value <= sys.float_info.max, "0 or a positive number")
 _ALPHA = _Rule(lambda value: LEAST_ALPHA <= value <= MOST_ALPHA, ALPHAS)
 _THREADS = _Rule(lambda value: 0 <= value <= MOST_THREADS, f"0 to {MOST_THREADS}")
+_EXPONENT = _Rule(lambda value: 1 <= value <= 2, "1 to 2")
 _DEVICE = _Rule(lambda value: bool(re.fullmatch(r"cpu|cuda(:\d+)?", value)), "cpu, cuda, or cuda:1 and so on")
 _NAME = _Rule(
     lambda value: bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", value)),
@@ -82,7 +83,8 @@ class Experiment:
 
     Local training: `epochs` of SGD on batches of `batch_size`, with `momentum` and `weight_decay`; `augment` crops
     images, and mirrors those of CIFAR-10; the learning rate decays exponentially from `lr_start` to `lr_end` over the
-    rounds. `precision` is that of the products, for GPUs; weights and losses are float32 in any case. float32 leaves a
+    rounds. With `powerpropagation` above 1 the sparse layers' steps are on v, of which a weight is v |v|^(that - 1), up
+    to 2. `precision` is that of the products, for GPUs; weights and losses are float32 in any case. float32 leaves a
     GPU's fastest units unused; tf32 rounds their factors to 10 bits (on a CPU it is float32), bfloat16 in PyTorch's
     autocast to 7, on the CPU without the native kernels.
 
@@ -144,6 +146,7 @@ class Experiment:
     lr_end: float = _key(0.01, _POSITIVE)
     momentum: float = _key(0.0, _FRACTION)
     weight_decay: float = _key(0.0, _AMOUNT)
+    powerpropagation: float = _key(1.0, _EXPONENT)
     augment: bool = _key(False)
     precision: str = _key("float32", _one_of(PRECISIONS))
 
@@ -194,7 +197,9 @@ class Experiment:
         for field in dataclasses.fields(self):
             rule = field.metadata["rule"]
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
-        stores = self.model == "resnet18" and bool(self.sparsity or self.activation_sparsity)
+        is_sparse = bool(self.sparsity or self.activation_sparsity)
+        self._expect("powerpropagation", is_sparse or self.powerpropagation == 1, "1 where no layer is sparse")
+        stores = self.model == "resnet18" and is_sparse
         self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
         if self.precision == "bfloat16":
             self._expect(

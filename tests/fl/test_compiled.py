@@ -50,6 +50,8 @@ def assert_close(one: State, other: State, atol: float) -> None:
     [
         {},
         {"momentum": 0.9, "weight_decay": 1e-3},
+        {"powerpropagation": 1.25},
+        {"powerpropagation": 1.5, "momentum": 0.9, "weight_decay": 1e-3},
         {"sparsity": 0.0},
         {"activation_sparsity": 0.5, "augment": False},
         {"epochs": 2, "batch_size": 40},

@@ -118,9 +118,9 @@ void check_gradient(const PackedInput& input, const std::vector<float>& grad_out
                     const std::vector<double>& expected) {
   const int64_t size = static_cast<int64_t>(expected.size());
   std::vector<float> gradient(size), weight = normal(size), velocity = normal(size), stepped = weight, moved = velocity;
-  input.grad_weight(2, grad_output.data(), Target{gradient.data(), nullptr, nullptr, 0, 0, 0});
+  input.grad_weight(2, grad_output.data(), Target{gradient.data(), nullptr, nullptr, 0, 0, 0, 1});
   close("grad_weight", gradient.data(), expected);
-  input.grad_weight(2, grad_output.data(), Target{nullptr, stepped.data(), moved.data(), 0.1f, 0.9f, 0.01f});
+  input.grad_weight(2, grad_output.data(), Target{nullptr, stepped.data(), moved.data(), 0.1f, 0.9f, 0.01f, 1});
   std::vector<double> weights(size), velocities(size);
   for (int64_t i = 0; i < size; ++i) {
     velocities[i] = 0.9 * velocity[i] + expected[i] + 0.01 * weight[i];
@@ -128,6 +128,19 @@ void check_gradient(const PackedInput& input, const std::vector<float>& grad_out
   }
   close("velocity", moved.data(), velocities);
   close("weight after a step", stepped.data(), weights);
+
+  // Powerpropagation's.
+  const double power = 1.25;
+  stepped = weight, moved = velocity;
+  input.grad_weight(2, grad_output.data(), Target{nullptr, stepped.data(), moved.data(), 0.1f, 0.9f, 0.01f, 1.25f});
+  for (int64_t i = 0; i < size; ++i) {
+    const double v = std::copysign(std::pow(std::abs(double{weight[i]}), 1 / power), weight[i]);
+    velocities[i] = 0.9 * velocity[i] + expected[i] * power * std::pow(std::abs(v), power - 1) + 0.01 * v;
+    const double after = v - 0.1 * velocities[i];
+    weights[i] = after * std::pow(std::abs(after), power - 1);
+  }
+  close("velocity of a power", moved.data(), velocities);
+  close("weight after a step on its power", stepped.data(), weights);
 }
 
 void check_convolution() {
@@ -198,7 +211,7 @@ void check_candidates() {
   std::vector<float> w = normal(size);
   Candidates candidates;
   candidates.near = kth_magnitude(w, k), candidates.rows = g.out_channels, candidates.row = g.in_channels;
-  const Target target{nullptr, w.data(), nullptr, 0.001f, 0, 0};
+  const Target target{nullptr, w.data(), nullptr, 0.001f, 0, 0, 1};
   PackedInput(kernels, 2, g, x.data(), TopK{static_cast<int64_t>(x.size()), 0})
       .grad_weight(2, dy.data(), target, &candidates);
   const TopK choice{k, candidates.near};

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -107,3 +109,23 @@ def test_a_step_that_was_taken_cannot_be_saved() -> None:
     grad: Tensor = model[5].weight.grad
     with pytest.raises(TypeError, match=r"cannot be saved. Call zero_grad\(\) first"):
         pickle.dumps(grad)
+
+
+def test_nothing_is_said_when_python_ends_with_an_optimizer_there() -> None:
+    lines = """
+import torch
+from zerofl import SparseSGD, sparsify_
+def made():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    sparsify_(model, 0.5, layers=["0"])
+    optimizer = SparseSGD(model, 0.1)
+    def step():
+        optimizer.zero_grad()
+        model(torch.ones(2, 8)).sum().backward()
+        optimizer.step()
+    return step
+kept = made()
+kept()
+"""
+    ended = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True)
+    assert ended.stderr == ""

@@ -24,6 +24,7 @@ from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
 from zerofl.fl.train import TrainedModel, augmentation_of, empty_model, learning_rate
 from zerofl.rng import rng
+from zerofl.sparse.powerpropagation import powered_step_
 from zerofl.sparse.sparsify import sparse_layers
 
 GATHERED_BATCHES = 64
@@ -143,19 +144,30 @@ class Slot:
         return _Step(images, labels, graph.replay)
 
     def _step(self, images: Tensor, labels: Tensor) -> None:
-        """One step of SGD with the loss of this batch, as `train` and torch.optim.SGD take it, on the slot's memory."""
+        """One step of SGD with the loss of this batch, as `train` and SparseSGD take it, on the slot's memory."""
         e = self._experiment
         with torch.enable_grad():
             with torch.autocast(self._device.type, torch.bfloat16, enabled=e.precision == "bfloat16"):
                 loss = F.cross_entropy(self._model(self._dataset.normalized(images)), labels)
             gradients = list(torch.autograd.grad(loss, self._parameters))
+        parameters, velocity = self._parameters, self._velocity
+        if e.powerpropagation != 1:
+            weights = {id(layer.weight) for layer in self._layers.values()}
+            for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+                if id(parameter) in weights:
+                    of = velocity[i] if velocity else None
+                    settings = self._lr, e.momentum, e.weight_decay, e.powerpropagation
+                    powered_step_(parameter, gradient, of, *settings)
+            others = [i for i, parameter in enumerate(parameters) if id(parameter) not in weights]
+            parameters, gradients = [parameters[i] for i in others], [gradients[i] for i in others]
+            velocity = [velocity[i] for i in others] if velocity else []
         if e.weight_decay:
-            torch._foreach_add_(gradients, self._parameters, alpha=e.weight_decay)
+            torch._foreach_add_(gradients, parameters, alpha=e.weight_decay)
         if e.momentum:
-            torch._foreach_mul_(self._velocity, e.momentum)
-            torch._foreach_add_(self._velocity, gradients)
-            gradients = self._velocity
-        torch._foreach_sub_(self._parameters, list(torch._foreach_mul(gradients, self._lr)))
+            torch._foreach_mul_(velocity, e.momentum)
+            torch._foreach_add_(velocity, gradients)
+            gradients = velocity
+        torch._foreach_sub_(parameters, list(torch._foreach_mul(gradients, self._lr)))
         self._loss += loss.detach() * len(labels)
         for i, layer in enumerate(self._layers.values()):
             self._active[i].copy_(torch.as_tensor(layer.active_weights))

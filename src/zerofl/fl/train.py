@@ -63,7 +63,8 @@ def train(
     device = next(model.parameters()).device
     order_rng, augment_rng = (rng(experiment.seed, round, client, purpose) for purpose in ("order", "augment"))
     lr = learning_rate(experiment.lr_start, experiment.lr_end, round, experiment.rounds)
-    optimizer = SparseSGD(model, lr, experiment.momentum, experiment.weight_decay, scan_ahead=True)
+    settings = lr, experiment.momentum, experiment.weight_decay
+    optimizer = SparseSGD(model, *settings, scan_ahead=True, powerpropagation=experiment.powerpropagation)
     total_loss = torch.zeros((), device=device)
     model.train()
     for _ in range(experiment.epochs):

@@ -81,6 +81,9 @@ class Optimizer(Protocol):
     scan_ahead: bool
     """Whether a linear layer's weight is scanned for the next step in the same pass."""
 
+    powerpropagation: float
+    """The exponent, see `zerofl.sparse.powerpropagation`; 1 is SGD on the weight."""
+
     scanned: dict[int, Scanned]
     """What was found, by the weight's id."""
 
@@ -97,9 +100,10 @@ def register(weight: Tensor, optimizer: Optimizer) -> None:
     """Have the steps on a weight taken in its backward pass, while there is the optimiser, which has the weight."""
     key = id(weight)
 
-    def forget(reference: weakref.ref[Optimizer]) -> None:
-        if _optimizers.get(key) is reference:
-            del _optimizers[key]
+    # The dictionary as an argument: when Python ends, this module may lose its names before the optimiser goes.
+    def forget(reference: weakref.ref[Optimizer], optimizers: dict[int, Any] = _optimizers) -> None:
+        if optimizers.get(key) is reference:
+            del optimizers[key]
 
     _optimizers[key] = weakref.ref(optimizer, forget)
 
@@ -148,7 +152,8 @@ def step_on(weight: Tensor, edges: Sequence[Any], in_ddp: bool) -> Any:
             "zero_grad() before each backward pass, or take torch.optim.SGD"
         )
     scans = optimizer.scan_ahead and weight.dim() == 2
-    return native.Sgd(weight.detach(), *settings, native.Candidates() if scans else None)
+    candidates = native.Candidates() if scans else None
+    return native.Sgd(weight.detach(), *settings, candidates, optimizer.powerpropagation)
 
 
 def taken(weight: Tensor, sgd: Any) -> None:

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from zerofl.sparse.in_backward import Applied, Scanned, register
+from zerofl.sparse.powerpropagation import powered_step_
 from zerofl.sparse.sparsify import sparse_layers
+
+_KEPT = {"weights": "_weights", "scan_ahead": "scan_ahead", "powerpropagation": "powerpropagation"}
+"""What a copy has beside torch.optim.SGD's state, and the attribute that it is."""
 
 
 class SparseSGD(torch.optim.SGD):
@@ -34,6 +38,11 @@ class SparseSGD(torch.optim.SGD):
             results are the same bits, and a large layer on a small batch takes less time; but between two steps nothing
             may write to the weight's memory in a way that autograd does not see, as through `.data` or
             `.detach().apply_`, NumPy, DLPack or shared memory, or as the collectives of torch.distributed do.
+        powerpropagation: the exponent alpha, from 1 to 2. Above 1 the steps on the sparse layers' weights are those of
+            Powerpropagation (`zerofl.sparse.powerpropagation`), with momentum and weight decay of v.
+
+    Raises:
+        ValueError: powerpropagation out of range.
     """
 
     def __init__(
@@ -44,26 +53,31 @@ class SparseSGD(torch.optim.SGD):
         weight_decay: float = 0.0,
         *,
         scan_ahead: bool = False,
+        powerpropagation: float = 1.0,
     ) -> None:
+        if not 1 <= powerpropagation <= 2:
+            raise ValueError(f"powerpropagation = {powerpropagation!r}: expected 1 (plain SGD) to 2")
         super().__init__(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
         own = {id(parameter) for group in self.param_groups for parameter in group["params"]}
-        self._take_over([layer.weight for _, layer in sparse_layers(model) if id(layer.weight) in own], scan_ahead)
+        weights = [layer.weight for _, layer in sparse_layers(model) if id(layer.weight) in own]
+        self._take_over(weights, scan_ahead, powerpropagation)
 
-    def _take_over(self, weights: list[Tensor], scan_ahead: bool) -> None:
+    def _take_over(self, weights: list[Tensor], scan_ahead: bool, powerpropagation: float) -> None:
         self._weights, self.scan_ahead, self.scanned = weights, scan_ahead, dict[int, Scanned]()
+        self.powerpropagation = powerpropagation
         for weight in weights:
             register(weight, self)
 
     def __getstate__(self) -> dict[str, Any]:
         """With the weights, so that a copy or a pickle of model and optimiser together is one that works."""
-        return super().__getstate__() | {"weights": self._weights, "scan_ahead": self.scan_ahead}
+        return super().__getstate__() | {key: getattr(self, name) for key, name in _KEPT.items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy or a pickle, which have them; or of `load_state_dict`, which calls this with what it has read."""
-        own = {key: value for key, value in state.items() if key not in ("weights", "scan_ahead")}
+        own = {key: value for key, value in state.items() if key not in _KEPT}
         super().__setstate__(own)  # type: ignore[no-untyped-call]
         if "weights" in state:
-            self._take_over(state["weights"], state["scan_ahead"])
+            self._take_over(**{key: state[key] for key in _KEPT})
 
     def sgd_of(self, weight: Tensor) -> tuple[Tensor | None, float, float, float] | None:
         """See `zerofl.sparse.in_backward.Optimizer`."""
@@ -100,9 +114,28 @@ class SparseSGD(torch.optim.SGD):
                     f"step() of a SparseSGD a second time since the backward pass, in which the step on a weight "
                     f"{tuple(parameter.shape)} was taken once: call zero_grad() and a backward pass before each step()"
                 )
-        for parameter in applied:
+        for step in steps:
+            step.is_stepped = True
+        powered = [w for w in self._weights if w.grad is not None and not isinstance(w.grad, Applied)]
+        if self.powerpropagation == 1:
+            powered = []
+        for weight in powered:
+            self._powered_step(weight)
+        done = [(parameter, parameter.grad) for parameter in (*applied, *powered)]
+        for parameter, _ in done:
             parameter.grad = None
         super().step()
-        for parameter, step in zip(applied, steps, strict=True):  # until zero_grad, as a gradient would be
-            parameter.grad, step.is_stepped = step, True
+        for parameter, gradient in done:  # until zero_grad
+            parameter.grad = gradient
         return loss
+
+    def _powered_step(self, weight: Tensor) -> None:
+        settings = self.sgd_of(weight)
+        if settings is None:
+            raise RuntimeError(
+                "powerpropagation knows lr, momentum and weight_decay: leave nesterov, maximize, dampening and "
+                "differentiable out of the parameter groups"
+            )
+        velocity, lr, momentum, weight_decay = settings
+        assert weight.grad is not None
+        powered_step_(weight, weight.grad, velocity, lr, momentum, weight_decay, self.powerpropagation)
