@@ -30,8 +30,6 @@ INLINE Vec power(Vec x, float exponent) {
 INLINE Vec powered(const Target& target, Vec weight, Vec gradient, Vec* velocity) {
   const Vec size = magnitude(weight);
   const VecInt small = size < LEAST_NORMAL, usual = ~small & (size <= MOST);  // not usual: NaN, infinite
-  const bool rests = !velocity && target.weight_decay == 0;  // without a gradient: activations and gradients are sparse
-  if (rests && !bits(~small & (gradient != 0))) return weight;
   const Vec v_size = usual ? power(usual ? size : Vec{} + 1.0f, 1.0f / target.power) : size;
   const Vec v = (Vec)((VecInt)v_size | ((VecInt)weight & INT32_MIN));
   gradient *= small ? Vec{} : target.power * (size / v_size);  // |v|^(power - 1) = |weight| / |v|
@@ -42,6 +40,39 @@ INLINE Vec powered(const Target& target, Vec weight, Vec gradient, Vec* velocity
   const Vec factor = power(moved_usual ? moved_size : Vec{} + 1.0f, target.power - 1.0f);
   return moved == v ? weight : moved * (moved_usual ? factor : moved_size);
 }
+
+// Steps that wait for others, to be taken a whole vector at a time: without momentum and weight decay a weight moves only
+// where it is not zero and has a gradient, which after a few rounds of a sparse uplink is one in twenty.
+struct Waiting {
+  float gradients[2 * LANES];
+  uint32_t places[2 * LANES];
+  int count = 0;
+
+  // The weights in `place` and behind it with these gradients, which may wait; `weight` is their array.
+  [[gnu::always_inline]] inline void add(const Target& target, float* weight, uint32_t place, Vec gradient) {
+    const Vec before = load(weight + place);
+    const uint32_t moving = bits((gradient != 0) & ~(magnitude(before) < LEAST_NORMAL));
+    if (!moving) return;
+    if (__builtin_popcount(moving) > LANES / 2) {
+      store(weight + place, powered(target, before, gradient, nullptr));
+      return;
+    }
+    count += compress(gradient, NUMBERS + (int32_t)place, moving, gradients + count, places + count);
+    if (count >= LANES) take(target, weight);
+  }
+
+  // The steps of a vector, or of what is left.
+  [[gnu::always_inline]] inline void take(const Target& target, float* weight) {
+    const int taken = count < LANES ? count : LANES;
+    Vec before = {};
+    for (int i = 0; i < taken; ++i) before[i] = weight[places[i]];
+    const Vec after = powered(target, before, load(gradients), nullptr);
+    for (int i = 0; i < taken; ++i) weight[places[i]] = after[i];
+    count -= taken;
+    store(gradients, load(gradients + LANES));
+    store_ints(places, load_ints(places + LANES));
+  }
+};
 
 INLINE float powered(const Target& target, float weight, float gradient, float* velocity) {
   Vec velocities = broadcast(velocity ? *velocity : 0.0f);

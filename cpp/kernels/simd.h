@@ -25,6 +25,14 @@ constexpr int LANES = 4;
 
 typedef float Vec __attribute__((vector_size(LANES * 4)));
 typedef int32_t VecInt __attribute__((vector_size(LANES * 4)));
+#if defined(__AVX512F__)
+constexpr VecInt NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#elif defined(__AVX2__)
+constexpr VecInt NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7};
+#else
+constexpr VecInt NUMBERS = {0, 1, 2, 3};
+#endif
+
 typedef float VecUnaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
 typedef int32_t VecIntUnaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));

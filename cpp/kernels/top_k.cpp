@@ -8,14 +8,6 @@ namespace {
 
 constexpr int BITS = 32;  // entries whose comparisons make one mask
 
-#if defined(__AVX512F__)
-constexpr VecInt NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-#elif defined(__AVX2__)
-constexpr VecInt NUMBERS = {0, 1, 2, 3, 4, 5, 6, 7};
-#else
-constexpr VecInt NUMBERS = {0, 1, 2, 3};
-#endif
-
 INLINE float smallest_above_zero() {
   const uint32_t bits = 1;
   float result;

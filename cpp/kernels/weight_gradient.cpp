@@ -121,11 +121,21 @@ INLINE void put_line(const Target& target, int64_t at, const Vec gradient[LINE /
   }
 }
 
+// The same of a step on a power, which is taken where weights move; `first` is where the rows begin.
+INLINE void put_line(const Target& target, int64_t first, int64_t at, const Vec gradient[LINE / LANES],
+                     Waiting& waiting) {
+  __builtin_prefetch(target.weight + at + AHEAD * LINE, 1);
+  for (int v = 0; v < LINE / LANES; ++v)
+    waiting.add(target, target.weight + first, (uint32_t)(at - first + v * LANES), gradient[v]);
+}
+
 // The gradient's entry at `at` + o * row + i is from[i * stride + o], for i in [0, count) and o in [0, channels), channels
 // at most LANES.
 void put_transposed(const float* from, int64_t stride, int64_t count, int channels, const Target& target, int64_t at,
                     int64_t row, bool large) {
   int64_t i = 0;
+  const bool waits = !target.gradient && target.power != 1 && !target.velocity && target.weight_decay == 0;
+  Waiting waiting;
   if (channels == LANES)
     for (; i + LINE <= count; i += LINE) {  // a whole cache line of each row
       Vec columns[LINE / LANES][LANES];
@@ -136,9 +146,13 @@ void put_transposed(const float* from, int64_t stride, int64_t count, int channe
       for (int o = 0; o < LANES; ++o) {
         Vec line[LINE / LANES];
         for (int v = 0; v < LINE / LANES; ++v) line[v] = columns[v][o];
-        put_line(target, at + o * row + i, line, large);
+        if (waits)
+          put_line(target, at, at + o * row + i, line, waiting);
+        else
+          put_line(target, at + o * row + i, line, large);
       }
     }
+  while (waiting.count) waiting.take(target, target.weight + at);
   for (; i < count; ++i)
     for (int o = 0; o < channels; ++o) {
       const int64_t entry = at + o * row + i;
