@@ -7,9 +7,9 @@ Each ratio is the time of something that this project does not change over the t
 one process with one thread: dense PyTorch's training step over ours at 95 %, and the compression of a whole model with
 zstandard over coding an update of it, reading it, and what a round takes beside training. Times are those of the CPU,
 so that other work on the machine does not count but by the caches and the memory that it takes; what only waits is not
-seen. What seems to have dropped is measured twice more, and the best counts: a busy moment passes, a slower program
-does not. Records: benchmarks/results/check-<instruction set>.json; they are of one machine, and another one with the
-same instructions may have other ratios, so there is no verdict there: give it a record of its own with --record.
+seen. What seems to have dropped is measured twice more, and the middle of the three counts, as in the record: a busy
+moment passes, a slower program does not. Records: benchmarks/results/check-<instruction set>.json; they are of one
+machine, and another one with the same instructions may have other ratios, so there is no verdict there: give it a record of its own with --record.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from zerofl.sparse import dispatch
 RESULTS = Path(__file__).parent / "results"
 MOST_DROP = 0.15
 SECONDS, LEAST_PAIRS = 3, 7  # of alternating pairs
-ATTEMPTS = 3
+ATTEMPTS = 3  # measurements of which the middle one counts
 SPARSITY = 0.95
 
 Ratios = dict[str, float]
@@ -158,16 +158,13 @@ def drops(record: Ratios, now: Ratios) -> Ratios:
 
 
 def check(record: Ratios) -> Ratios:
-    """The ratios now; what seems to have dropped too far is measured again, and its best counts."""
-    best: Ratios = {}
-    again = MEASURES
-    for _ in range(ATTEMPTS):
-        found = list(zip(again, measured(again), strict=True)) if again else []
-        for _, ratios in found:
-            best |= {name: max(ratio, best.get(name, 0.0)) for name, ratio in ratios.items()}
-        dropped = drops(record, best)
-        again = tuple(measure for measure, of in found if any(dropped.get(name, 0.0) > MOST_DROP for name in of))
-    return best
+    """The ratios now; what seems to have dropped too far is measured twice more, and the middle one counts."""
+    found = measured(MEASURES)
+    dropped = drops(record, {name: ratio for ratios in found for name, ratio in ratios.items()})
+    again = [k for k, ratios in enumerate(found) if any(dropped.get(name, 0.0) > MOST_DROP for name in ratios)]
+    more = [measured([MEASURES[k] for k in again]) for _ in range(ATTEMPTS - 1 if again else 0)]
+    all_of = [[ratios, *(of[again.index(k)] for of in more if k in again)] for k, ratios in enumerate(found)]
+    return {name: median(ratios[name] for ratios in of) for of in all_of for name in of[0]}
 
 
 def main() -> int:

@@ -157,8 +157,10 @@ def time_table(collection: Collection) -> Table:
         "Realised sparsity",
     ]
     note = (
-        "Time on the clients in these runs. CPU seconds are those of all threads together. Wall seconds count whatever "
-        "else the machine did: a ratio marked (wall), of rows recorded without CPU seconds or on a GPU, compares only "
+        "Time on the clients in these runs. CPU seconds are those of all threads together, also of those that wait for "
+        "another: with several threads and other work beside them that can be most of it, so such rows compare only "
+        "with threads = 1. Wall seconds count whatever else the machine did: a ratio marked (wall), of rows recorded "
+        "without CPU seconds or on a GPU, compares only "
         "if nothing ran beside them. zerofl bench step measures a step alone. The arithmetic is that of convolutions "
         "and linear layers, forward and backward. The realised sparsity is that of the last forward pass of each "
         "client's training; records of earlier versions have instead what the last threshold would have zeroed after "
