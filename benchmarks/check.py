@@ -9,7 +9,8 @@ zstandard over coding an update of it, reading it, and what a round takes beside
 so that other work on the machine does not count but by the caches and the memory that it takes; what only waits is not
 seen. What seems to have dropped is measured twice more, and the middle of the three counts, as in the record: a busy
 moment passes, a slower program does not. Records: benchmarks/results/check-<instruction set>.json; they are of one
-machine, and another one with the same instructions may have other ratios, so there is no verdict there: give it a record of its own with --record.
+machine, and another one with the same instructions may have other ratios, so there is no verdict there: give it a
+record of its own with --record.
 """
 
 import argparse

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zerofl.sparse.sgd import SparseSGD
     from zerofl.sparse.sparsify import bake_, densify_, realised_sparsity, sparsify_
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "SparseConv2d",
