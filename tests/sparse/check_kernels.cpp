@@ -113,6 +113,30 @@ int rounded(float value, int digits, int least) {
   return (std::signbit(value) ? 0x8000 : 0) + magnitude;
 }
 
+// Powerpropagation's step, with momentum and weight decay, or where `rests` of weights of which many are zero.
+void check_power(const PackedInput& input, const std::vector<float>& grad_output, const std::vector<double>& expected,
+                 bool rests) {
+  const int64_t size = static_cast<int64_t>(expected.size());
+  const double power = 1.25, momentum = rests ? 0 : 0.9, decay = rests ? 0 : 0.01;
+  std::vector<float> weight = normal(size), velocity = normal(size);
+  if (rests)
+    for (int64_t i = 0; i < size; i += drawn(1, 3)) weight[i] = 0;
+  std::vector<float> stepped = weight, moved = velocity;
+  input.grad_weight(2, grad_output.data(),
+                    Target{nullptr, stepped.data(), rests ? nullptr : moved.data(), 0.1f, static_cast<float>(momentum),
+                           static_cast<float>(decay), static_cast<float>(power)});
+  std::vector<double> weights(size), velocities(size);
+  for (int64_t i = 0; i < size; ++i) {
+    const double v = std::copysign(std::pow(std::abs(double{weight[i]}), 1 / power), weight[i]);
+    velocities[i] = momentum * velocity[i] + expected[i] * power * std::pow(std::abs(v), power - 1) + decay * v;
+    const double after = v - 0.1 * velocities[i];
+    weights[i] = after * std::pow(std::abs(after), power - 1);
+    if (rests) velocities[i] = velocity[i];
+  }
+  close("velocity of a power", moved.data(), velocities);
+  close("weight after a step on its power", stepped.data(), weights);
+}
+
 // The gradient, and a step of SGD with momentum and weight decay in its place.
 void check_gradient(const PackedInput& input, const std::vector<float>& grad_output,
                     const std::vector<double>& expected) {
@@ -129,18 +153,7 @@ void check_gradient(const PackedInput& input, const std::vector<float>& grad_out
   close("velocity", moved.data(), velocities);
   close("weight after a step", stepped.data(), weights);
 
-  // Powerpropagation's.
-  const double power = 1.25;
-  stepped = weight, moved = velocity;
-  input.grad_weight(2, grad_output.data(), Target{nullptr, stepped.data(), moved.data(), 0.1f, 0.9f, 0.01f, 1.25f});
-  for (int64_t i = 0; i < size; ++i) {
-    const double v = std::copysign(std::pow(std::abs(double{weight[i]}), 1 / power), weight[i]);
-    velocities[i] = 0.9 * velocity[i] + expected[i] * power * std::pow(std::abs(v), power - 1) + 0.01 * v;
-    const double after = v - 0.1 * velocities[i];
-    weights[i] = after * std::pow(std::abs(after), power - 1);
-  }
-  close("velocity of a power", moved.data(), velocities);
-  close("weight after a step on its power", stepped.data(), weights);
+  for (const bool rests : {false, true}) check_power(input, grad_output, expected, rests);
 }
 
 void check_convolution() {
@@ -222,7 +235,8 @@ void check_candidates() {
     std::vector<double> entries;
     for (size_t part = 0; part < weight.found.size(); ++part)
       for (int64_t i = 0; i < weight.found[part].size; ++i) {
-        entries.push_back(static_cast<double>(part) * weight.part_rows * g.in_channels + weight.found[part].indices.data()[i]);
+        entries.push_back(static_cast<double>(part) * weight.part_rows * g.in_channels +
+                          weight.found[part].indices.data()[i]);
         entries.push_back(weight.found[part].values.data()[i]);
       }
     return entries;
