@@ -46,7 +46,7 @@ INLINE Vec powered(const Target& target, Vec weight, Vec gradient, Vec* velocity
 struct Waiting {
   float gradients[2 * LANES];
   uint32_t places[2 * LANES];
-  int count = 0;
+  int count;  // 0 at first; a value here would make a constructor, of which the linker keeps one for all instructions
 
   // The weights in `place` and behind it with these gradients, which may wait; `weight` is their array.
   [[gnu::always_inline]] inline void add(const Target& target, float* weight, uint32_t place, Vec gradient) {

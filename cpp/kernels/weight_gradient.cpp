@@ -136,6 +136,7 @@ void put_transposed(const float* from, int64_t stride, int64_t count, int channe
   int64_t i = 0;
   const bool waits = !target.gradient && target.power != 1 && !target.velocity && target.weight_decay == 0;
   Waiting waiting;
+  waiting.count = 0;
   if (channels == LANES)
     for (; i + LINE <= count; i += LINE) {  // a whole cache line of each row
       Vec columns[LINE / LANES][LANES];
