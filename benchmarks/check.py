@@ -19,7 +19,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -160,12 +160,18 @@ def drops(record: Ratios, now: Ratios) -> Ratios:
 
 def check(record: Ratios) -> Ratios:
     """The ratios now; what seems to have dropped too far is measured twice more, and the middle one counts."""
-    found = measured(MEASURES)
-    dropped = drops(record, {name: ratio for ratios in found for name, ratio in ratios.items()})
-    again = [k for k, ratios in enumerate(found) if any(dropped.get(name, 0.0) > MOST_DROP for name in ratios)]
-    more = [measured([MEASURES[k] for k in again]) for _ in range(ATTEMPTS - 1 if again else 0)]
-    all_of = [[ratios, *(of[again.index(k)] for of in more if k in again)] for k, ratios in enumerate(found)]
-    return {name: median(ratios[name] for ratios in of) for of in all_of for name in of[0]}
+    found = [[ratios] for ratios in measured(MEASURES)]
+    dropped = drops(record, middle(found))
+    again = [k for k, (ratios,) in enumerate(found) if any(dropped.get(name, 0.0) > MOST_DROP for name in ratios)]
+    for _ in range(ATTEMPTS - 1 if again else 0):
+        for k, ratios in zip(again, measured([MEASURES[k] for k in again]), strict=True):
+            found[k].append(ratios)
+    return middle(found)
+
+
+def middle(found: Iterable[Sequence[Ratios]]) -> Ratios:
+    """The median of each ratio, of what each measure found in its attempts."""
+    return {name: median(ratios[name] for ratios in of) for of in found for name in of[0]}
 
 
 def main() -> int:
@@ -179,8 +185,7 @@ def main() -> int:
     isa = in_own_process(dispatch.isa)
     path = options.record or RESULTS / f"check-{isa}.json"
     if options.write:
-        found = [measured(MEASURES) for _ in range(ATTEMPTS)]
-        ratios = {name: median(of[i][name] for of in found) for i, names in enumerate(found[0]) for name in names}
+        ratios = middle(zip(*(measured(MEASURES) for _ in range(ATTEMPTS)), strict=True))
         result: dict[str, Any] = {**origin(), "isa": isa, "threads": 1, "ratios": ratios}
         write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
         print("\n".join(f"{name:28} {ratio:7.2f}" for name, ratio in ratios.items()))

@@ -1,12 +1,12 @@
 // Powers of vectors of floats, and the step of SGD that Powerpropagation takes with them.
 #pragma once
 
+#include <float.h>
+
 #include "kernels.h"
 #include "simd.h"
 
 namespace zerofl::ISA {
-
-constexpr float LEAST_NORMAL = 1.17549435e-38f, MOST = 3.40282347e+38f;
 
 // x^exponent to about 5e-7 of it, of normal and positive x, and an exponent in (0, 1]. The polynomials are those with the
 // least squares of relative errors, which are below 1e-7; they are summed in pairs, for what takes time is waiting.
@@ -29,14 +29,14 @@ INLINE Vec power(Vec x, float exponent) {
 // that does not move keeps all of its bits.
 INLINE Vec powered(const Target& target, Vec weight, Vec gradient, Vec* velocity) {
   const Vec size = magnitude(weight);
-  const VecInt small = size < LEAST_NORMAL, usual = ~small & (size <= MOST);  // not usual: NaN, infinite
+  const VecInt small = size < FLT_MIN, usual = ~small & (size <= FLT_MAX);  // not usual: NaN, infinite
   const Vec v_size = usual ? power(usual ? size : Vec{} + 1.0f, 1.0f / target.power) : size;
   const Vec v = (Vec)((VecInt)v_size | ((VecInt)weight & INT32_MIN));
   gradient *= small ? Vec{} : target.power * (size / v_size);  // |v|^(power - 1) = |weight| / |v|
   if (target.weight_decay != 0) gradient += target.weight_decay * v;
   if (velocity) gradient = *velocity = rounded(*velocity * target.momentum) + gradient;
   const Vec moved = v - target.rate * gradient, moved_size = magnitude(moved);
-  const VecInt moved_usual = (moved_size >= LEAST_NORMAL) & (moved_size <= MOST);
+  const VecInt moved_usual = (moved_size >= FLT_MIN) & (moved_size <= FLT_MAX);
   const Vec factor = power(moved_usual ? moved_size : Vec{} + 1.0f, target.power - 1.0f);
   return moved == v ? weight : moved * (moved_usual ? factor : moved_size);
 }
@@ -51,7 +51,7 @@ struct Waiting {
   // The weights in `place` and behind it with these gradients, which may wait; `weight` is their array.
   [[gnu::always_inline]] inline void add(const Target& target, float* weight, uint32_t place, Vec gradient) {
     const Vec before = load(weight + place);
-    const uint32_t moving = bits((gradient != 0) & ~(magnitude(before) < LEAST_NORMAL));
+    const uint32_t moving = bits((gradient != 0) & ~(magnitude(before) < FLT_MIN));
     if (!moving) return;
     if (__builtin_popcount(moving) > LANES / 2) {
       store(weight + place, powered(target, before, gradient, nullptr));

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import zip_longest
 from queue import LifoQueue
 from typing import Any, NamedTuple
 
@@ -153,14 +154,12 @@ class Slot:
         parameters, velocity = self._parameters, self._velocity
         if e.powerpropagation != 1:
             weights = {id(layer.weight) for layer in self._layers.values()}
-            for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            of_all = list(zip_longest(parameters, gradients, velocity))  # without momentum there are no velocities
+            for parameter, gradient, of in of_all:
                 if id(parameter) in weights:
-                    of = velocity[i] if velocity else None
-                    settings = self._lr, e.momentum, e.weight_decay, e.powerpropagation
-                    powered_step_(parameter, gradient, of, *settings)
-            others = [i for i, parameter in enumerate(parameters) if id(parameter) not in weights]
-            parameters, gradients = [parameters[i] for i in others], [gradients[i] for i in others]
-            velocity = [velocity[i] for i in others] if velocity else []
+                    powered_step_(parameter, gradient, of, self._lr, e.momentum, e.weight_decay, e.powerpropagation)
+            others = [each for each in of_all if id(each[0]) not in weights]
+            parameters, gradients, velocity = map(list, zip(*others, strict=True))
         if e.weight_decay:
             torch._foreach_add_(gradients, parameters, alpha=e.weight_decay)
         if e.momentum:

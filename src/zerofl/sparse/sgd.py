@@ -116,9 +116,8 @@ class SparseSGD(torch.optim.SGD):
                 )
         for step in steps:
             step.is_stepped = True
-        powered = [w for w in self._weights if w.grad is not None and not isinstance(w.grad, Applied)]
-        if self.powerpropagation == 1:
-            powered = []
+        has_gradient = [w for w in self._weights if w.grad is not None and not isinstance(w.grad, Applied)]
+        powered = has_gradient if self.powerpropagation != 1 else []
         for weight in powered:
             self._powered_step(weight)
         done = [(parameter, parameter.grad) for parameter in (*applied, *powered)]
