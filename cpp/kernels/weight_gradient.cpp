@@ -90,15 +90,17 @@ void make_planes(const WeightGradient& g, const float* grad_output, int first_ou
 
 // The weight after a step with this part of its gradient, of one entry or a vector of them.
 template <class T>
-static inline __attribute__((always_inline)) T stepped(const Target& target, T weight, T gradient, T* velocity) {
-  if (target.power != 1) return powered(target, weight, gradient, velocity);
+static inline __attribute__((always_inline)) T stepped(const Target& target, const Power& power, T weight, T gradient,
+                                                       T* velocity) {
+  if (target.power != 1) return powered(power, weight, gradient, velocity);
   if (target.weight_decay != 0) gradient += target.weight_decay * weight;
   if (velocity) gradient = *velocity = rounded(*velocity * target.momentum) + gradient;
   return weight - target.rate * gradient;
 }
 
 // Do with a line of the gradient, which belongs at `at`, what is to become of it.
-INLINE void put_line(const Target& target, int64_t at, const Vec gradient[LINE / LANES], bool large) {
+INLINE void put_line(const Target& target, const Power& power, int64_t at, const Vec gradient[LINE / LANES],
+                     bool large) {
   if (target.gradient) {
     float* line = target.gradient + at;
     const bool streams = large && (uintptr_t)line % 64 == 0;
@@ -116,17 +118,17 @@ INLINE void put_line(const Target& target, int64_t at, const Vec gradient[LINE /
     Vec velocity = {};
     if (target.velocity) velocity = load(target.velocity + at);
     store(target.weight + at,
-          stepped(target, load(target.weight + at), gradient[v], target.velocity ? &velocity : nullptr));
+          stepped(target, power, load(target.weight + at), gradient[v], target.velocity ? &velocity : nullptr));
     if (target.velocity) store(target.velocity + at, velocity);
   }
 }
 
 // The same of a step on a power, which is taken where weights move; `first` is where the rows begin.
-INLINE void put_line(const Target& target, int64_t first, int64_t at, const Vec gradient[LINE / LANES],
-                     Waiting& waiting) {
+INLINE void put_line(const Target& target, const Power& power, int64_t first, int64_t at,
+                     const Vec gradient[LINE / LANES], Waiting& waiting) {
   __builtin_prefetch(target.weight + at + AHEAD * LINE, 1);
   for (int v = 0; v < LINE / LANES; ++v)
-    waiting.add(target, target.weight + first, (uint32_t)(at - first + v * LANES), gradient[v]);
+    waiting.add(power, target.weight + first, (uint32_t)(at - first + v * LANES), gradient[v]);
 }
 
 // The gradient's entry at `at` + o * row + i is from[i * stride + o], for i in [0, count) and o in [0, channels), channels
@@ -135,6 +137,7 @@ void put_transposed(const float* from, int64_t stride, int64_t count, int channe
                     int64_t row, bool large) {
   int64_t i = 0;
   const bool waits = !target.gradient && target.power != 1 && !target.velocity && target.weight_decay == 0;
+  const Power power = power_of(target);
   Waiting waiting;
   waiting.count = 0;
   if (channels == LANES)
@@ -148,12 +151,12 @@ void put_transposed(const float* from, int64_t stride, int64_t count, int channe
         Vec line[LINE / LANES];
         for (int v = 0; v < LINE / LANES; ++v) line[v] = columns[v][o];
         if (waits)
-          put_line(target, at, at + o * row + i, line, waiting);
+          put_line(target, power, at, at + o * row + i, line, waiting);
         else
-          put_line(target, at + o * row + i, line, large);
+          put_line(target, power, at + o * row + i, line, large);
       }
     }
-  while (waiting.count) waiting.take(target, target.weight + at);
+  if (waiting.count) waiting.take(power, target.weight + at);
   for (; i < count; ++i)
     for (int o = 0; o < channels; ++o) {
       const int64_t entry = at + o * row + i;
@@ -162,7 +165,7 @@ void put_transposed(const float* from, int64_t stride, int64_t count, int channe
         target.gradient[entry] = gradient;
       else
         target.weight[entry] =
-            stepped(target, target.weight[entry], gradient, target.velocity ? target.velocity + entry : nullptr);
+            stepped(target, power, target.weight[entry], gradient, target.velocity ? target.velocity + entry : nullptr);
     }
 }
 
