@@ -83,6 +83,28 @@ def test_the_kernels_step_is_the_plain_one(alpha: float, rest: dict[str, float])
 
 
 @needs_kernels
+@pytest.mark.parametrize("alpha", [1.0001, 1.25, 1.5, 2.0])
+def test_steps_around_where_the_series_ends_are_exact(alpha: float) -> None:
+    # From w = 1, where v is 1 too, a step multiplies it by (1 + x)^alpha; the series is taken below |x| = 1/8.
+    x = torch.tensor([1e-6, 0.01, 0.0625, 0.12, 0.1249, 0.1251, 0.13, 0.5]).repeat(40)
+    x[::2] *= -1
+    weight = torch.ones(32, len(x))  # whole lines of them
+    native = dispatch.native
+    layer = native.Linear(
+        x.view(-1, 1), weight, None, torch.empty(32, 1), native.TopK(99), native.AtLeast(0.0), True, 1
+    )
+    found = weight.clone()
+    rate = 0.5
+    layer.backward(
+        torch.full((32, 1), -1 / (rate * alpha)), None, None, 1, native.Sgd(found, None, rate, 0.0, 0.0, None, alpha)
+    )
+    expected = (1 + x.double()) ** alpha
+    share = (found - expected).abs() / expected
+    assert share[:, x.abs() < 0.125].max() < 1.5e-7
+    assert share.max() < 1e-6
+
+
+@needs_kernels
 def test_the_exponent_is_checked() -> None:
     for wrong in (0.99, 2.01, math.nan):
         with pytest.raises(ValueError, match="power: expected 1 to 2"):
