@@ -24,10 +24,14 @@ from zerofl.run.folder import read_model
 from zerofl.run.origin import origin
 from zerofl.run.sweep import find_sweep, read_sweep
 
+BY_LAYER: dict[str, Any] = {"sparsity_distribution": "erdos_renyi_kernel"}
+POWERS: dict[str, Any] = {"powerpropagation": 1.25}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "erdos_renyi_kernel": {"sparsity_distribution": "erdos_renyi_kernel"},
-    "powerpropagation": {"powerpropagation": 1.25},
-    "both": {"sparsity_distribution": "erdos_renyi_kernel", "powerpropagation": 1.25},
+    "by layer": BY_LAYER,
+    "powers": POWERS,
+    "both": BY_LAYER | POWERS,
+    "by layer, 97 % of the weights": BY_LAYER | {"sparsity": 0.97, "activation_sparsity": 0.95},
+    "both, 98 % of the weights": BY_LAYER | POWERS | {"sparsity": 0.98, "activation_sparsity": 0.95},
 }
 PASSES = 3  # over the clients; the least of a client's times counts
 
