@@ -23,6 +23,7 @@ from zerofl.fl.train import train_state
 from zerofl.run.folder import read_model
 from zerofl.run.origin import origin
 from zerofl.run.sweep import find_sweep, read_sweep
+from zerofl.sparse.dispatch import isa
 
 BY_LAYER: dict[str, Any] = {"sparsity_distribution": "erdos_renyi_kernel"}
 POWERS: dict[str, Any] = {"powerpropagation": 1.25}
@@ -63,4 +64,4 @@ ratios = {
     name: median(ours / theirs for ours, theirs in zip(seconds[name], seconds["plain"], strict=True))
     for name in OPTIONS
 }
-print(json.dumps({**origin(), "preset": arguments.preset, "seconds": seconds, "ratios": ratios}, indent=1))
+print(json.dumps({**origin(), "isa": isa(), "preset": arguments.preset, "seconds": seconds, "ratios": ratios}, indent=1))
