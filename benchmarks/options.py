@@ -64,4 +64,5 @@ ratios = {
     name: median(ours / theirs for ours, theirs in zip(seconds[name], seconds["plain"], strict=True))
     for name in OPTIONS
 }
-print(json.dumps({**origin(), "isa": isa(), "preset": arguments.preset, "seconds": seconds, "ratios": ratios}, indent=1))
+found = {"isa": isa(), "preset": arguments.preset, "seconds": seconds, "ratios": ratios}
+print(json.dumps({**origin(), **found}, indent=1))

@@ -123,12 +123,29 @@ INLINE void put_line(const Target& target, const Power& power, int64_t at, const
   }
 }
 
-// The same of a step on a power, which is taken where weights move; `first` is where the rows begin.
-INLINE void put_line(const Target& target, const Power& power, int64_t first, int64_t at,
-                     const Vec gradient[LINE / LANES], Waiting& waiting) {
-  __builtin_prefetch(target.weight + at + AHEAD * LINE, 1);
-  for (int v = 0; v < LINE / LANES; ++v)
-    waiting.add(power, target.weight + first, (uint32_t)(at - first + v * LANES), gradient[v]);
+// The same of `count` entries of as many rows as there are lanes, for steps on powers that may wait; returns how many of
+// the entries it has done, whole vectors. Inputs that were never active have no gradient in any row.
+int64_t wait_transposed(const float* from, int64_t stride, int64_t count, const Power& power, float* weight,
+                        int64_t row) {
+  Waiting waiting;
+  waiting.count = 0;
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    Vec columns[LANES];
+    VecInt any = {};
+    for (int j = 0; j < LANES; ++j) {
+      columns[j] = load(from + (i + j) * stride);
+      any |= columns[j] != 0;
+    }
+    if (!bits(any)) continue;
+    transpose(columns);
+    for (int o = 0; o < LANES; ++o) {
+      __builtin_prefetch(weight + o * row + i + AHEAD * LINE, 1);
+      waiting.add(power, weight, (uint32_t)(o * row + i), columns[o]);
+    }
+  }
+  if (waiting.count) waiting.take(power, weight);
+  return i;
 }
 
 // The gradient's entry at `at` + o * row + i is from[i * stride + o], for i in [0, count) and o in [0, channels), channels
@@ -136,10 +153,9 @@ INLINE void put_line(const Target& target, const Power& power, int64_t first, in
 void put_transposed(const float* from, int64_t stride, int64_t count, int channels, const Target& target, int64_t at,
                     int64_t row, bool large) {
   int64_t i = 0;
-  const bool waits = !target.gradient && target.power != 1 && !target.velocity && target.weight_decay == 0;
   const Power power = power_of(target);
-  Waiting waiting;
-  waiting.count = 0;
+  if (channels == LANES && !target.gradient && target.power != 1 && !target.velocity && target.weight_decay == 0)
+    i = wait_transposed(from, stride, count, power, target.weight + at, row);
   if (channels == LANES)
     for (; i + LINE <= count; i += LINE) {  // a whole cache line of each row
       Vec columns[LINE / LANES][LANES];
@@ -150,13 +166,9 @@ void put_transposed(const float* from, int64_t stride, int64_t count, int channe
       for (int o = 0; o < LANES; ++o) {
         Vec line[LINE / LANES];
         for (int v = 0; v < LINE / LANES; ++v) line[v] = columns[v][o];
-        if (waits)
-          put_line(target, power, at, at + o * row + i, line, waiting);
-        else
-          put_line(target, power, at + o * row + i, line, large);
+        put_line(target, power, at + o * row + i, line, large);
       }
     }
-  if (waiting.count) waiting.take(power, target.weight + at);
   for (; i < count; ++i)
     for (int o = 0; o < channels; ++o) {
       const int64_t entry = at + o * row + i;
