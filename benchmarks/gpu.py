@@ -49,8 +49,9 @@ from zerofl.sparse.topk import kth_by_torch_topk, top_k_threshold
 
 PRESET = "table1-cifar10"
 ROWS = [
-    "95-niid-swat-seed1", "95-niid-top-k-0.2-seed1", "95-niid-swat-seed2", "95-niid-top-k-0.2-seed2",
-    "95-niid-diff-0.1-seed1", "95-niid-top-k-0.0-seed1", "90-niid-swat-seed1", "90-niid-top-k-0.2-seed1",
+    "recommended-seed1", "95-niid-top-k-0.2-seed1", "95-niid-swat-seed1", "95-niid-top-k-0.2-seed2",
+    "95-niid-swat-seed2", "95-niid-diff-0.1-seed1", "95-niid-top-k-0.0-seed1", "90-niid-swat-seed1",
+    "90-niid-top-k-0.2-seed1",
 ]  # fmt: skip
 """The most informative first."""
 

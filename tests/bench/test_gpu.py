@@ -51,14 +51,14 @@ def test_all_parts_run_and_it_resumes(
     assert "step_ms" not in printed  # it was measured before
     assert {key: figures[key] for key in first if key != "rows"} == {k: v for k, v in first.items() if k != "rows"}
     assert {name: row["finished"] for name, row in figures["rows"].items()} == {
-        "95-niid-swat-seed1": True,
+        "recommended-seed1": True,
         "95-niid-top-k-0.2-seed1": True,
     }
     assert "95-niid-top-k-0.2-seed1" in printed
     assert "75.54" in printed  # the paper's
     assert sorted(path.name for path in out.iterdir()) == ["gpu.json", "table1-cifar10.zip"]
     assert main(["report", str(out / "table1-cifar10.zip"), "--out", str(tmp_path / "page.html")]) == 0
-    assert "95-niid-swat" in (tmp_path / "page.md").read_text()
+    assert "recommended" in (tmp_path / "page.md").read_text()
 
     # On another machine, with the archive alone, nothing that is finished is run again, and what is not begins anew.
     alone = tmp_path / "alone"

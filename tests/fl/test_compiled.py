@@ -197,10 +197,18 @@ def test_memory_that_has_no_room_for_another_slot(
 
 
 @needs_gpu
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"powerpropagation": 1.5, "momentum": 0.9, "weight_decay": 1e-3},
+        {"sparsity_distribution": "erdos_renyi_kernel"},
+    ],
+)
 def test_a_recorded_step_is_the_plain_one(
-    tiny: tuple[Experiment, Dataset, State], recwarn: pytest.WarningsRecorder
+    values: dict[str, Any], tiny: tuple[Experiment, Dataset, State], recwarn: pytest.WarningsRecorder
 ) -> None:
-    experiment = dataclasses.replace(tiny[0], device="cuda")
+    experiment = dataclasses.replace(tiny[0], device="cuda", **values)
     dataset = dataset_on(experiment.dataset, experiment.root, "cuda")
     received = {name: tensor.cuda() for name, tensor in tiny[2].items()}
     split = Split(*(t.cuda() for t in vars(split_of(experiment, tiny[1], 0)).values()))
