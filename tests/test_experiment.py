@@ -150,6 +150,7 @@ def test_settings_from_the_command_line(setting: str, expected: tuple[str, objec
         ("rounds=5\nx=1", r"rounds = '5\\nx=1': expected int, got str"),
         ("rounds=5.5", "rounds = 5.5: expected int, got float"),
         ("round=5", r"unknown key 'round'; did you mean rounds\?"),
+        ("overlap_normalization=1", r"the key 'overlap_normalization' is gone, since it did not help; leave it out"),
         ("augment=True", r"augment = 'True': expected true or false, got str"),
         ("augment=0", r"augment = 0: expected true or false, got int"),
         ('augment="true"', r"augment = 'true': expected true or false, got str"),
@@ -170,6 +171,12 @@ def test_the_servers_learning_rate_is_its_optimisers_unless_given() -> None:
     rates = [Experiment(server_optimizer=name).server_lr for name in SERVER_OPTIMIZERS]
     assert rates == [0.01, 1.0, 0.01]
     assert Experiment(server_optimizer="fedavgm", server_lr=0.5).server_lr == 0.5
+
+
+def test_a_key_that_is_gone_is_read_where_it_did_nothing() -> None:
+    assert make_experiment({"overlap_normalization": 0.0, "rounds": 3}) == Experiment(rounds=3)
+    with pytest.raises(ExperimentError, match=r"overlap_normalization' is gone.* use zerofl 0\.2\.0"):
+        make_experiment({"overlap_normalization": 1.0})
 
 
 def test_an_experiment_survives_plain_values() -> None:

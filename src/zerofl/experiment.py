@@ -92,10 +92,9 @@ class Experiment:
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
     comparison, in the paper's csr form.
 
-    Server: `rounds` with `clients_per_round`; an entry of the average is over all clients, or with
-    `overlap_normalization` 1 over those who sent it (0 to 1: in between); `server_optimizer`, where FedAvgM has
-    `server_lr` (1) and `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than
-    `min_replies` usable updates after `reply_timeout_seconds` stops the run.
+    Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAvgM has `server_lr` (1) and
+    `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than `min_replies`
+    usable updates after `reply_timeout_seconds` stops the run.
 
     Absurd updates, against which nothing is done unless asked for: the norm of an update's change is clipped to
     `clip_norm`, and that of each tensor to `clip_median` times the round's median (0: not); of whole models the largest
@@ -159,7 +158,6 @@ class Experiment:
     clients_per_round: int = _key(10, _COUNT)
     min_replies: int = _key(1, _COUNT)
     reply_timeout_seconds: float = _key(3600.0, _POSITIVE)
-    overlap_normalization: float = _key(0.0, _SHARE)
     server_optimizer: str = _key("fedavg", _one_of(SERVER_OPTIMIZERS))
     server_lr: float | None = _key(None, _POSITIVE)
     server_beta_1: float = _key(0.9, _DECAY)
@@ -207,9 +205,6 @@ class Experiment:
             )
         if self.uplink_positions == "csr":
             self._expect("uplink_values", self.uplink_values == "float32", "float32 with uplink_positions = 'csr'")
-        if self.uplink == "top_k_weights" and (self.clip_norm or self.clip_median):
-            why = "0 with clipped weights, which are those of all clients"
-            self._expect("overlap_normalization", not self.overlap_normalization, why)
         if self.trim_clients:
             few = f"more than 2 * trim_clients = {2 * self.trim_clients}: with so few replies nothing would be left"
             self._expect("uplink", self.uplink == "full", "full with trim_clients, which averages whole models")
@@ -225,6 +220,9 @@ class Experiment:
 
 _TYPES = get_type_hints(Experiment)
 
+FORMER = {"overlap_normalization": 0.0}
+"""Keys that are gone, with the value at which they did nothing: files of before have them."""
+
 
 def make_experiment(values: Mapping[str, Any]) -> Experiment:
     """An experiment from plain values, as TOML or a Flower run config gives them.
@@ -232,7 +230,8 @@ def make_experiment(values: Mapping[str, Any]) -> Experiment:
     Raises:
         ExperimentError: an unknown key (the valid ones are named), a value of the wrong type, or one out of range.
     """
-    return Experiment(**{key: _typed(key, value) for key, value in values.items()})
+    kept = {key: value for key, value in values.items() if key not in FORMER or value != FORMER[key]}
+    return Experiment(**{key: _typed(key, value) for key, value in kept.items()})
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -265,6 +264,10 @@ def differing_keys(one: Experiment, other: Experiment) -> list[str]:
 
 
 def _check_known(key: str) -> None:
+    if key in FORMER:
+        raise ExperimentError(
+            f"the key {key!r} is gone, since it did not help; leave it out, as with {FORMER[key]}, or use zerofl 0.2.0"
+        )
     if key not in _TYPES:
         close = difflib.get_close_matches(key, _TYPES, n=1)
         hint = f"; did you mean {close[0]}?" if close else "."

@@ -18,9 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "fedavgm": {"server_optimizer": "fedavgm", "server_beta_1": 0.5, "momentum": 0.5},
     "average_decay": {"average_decay": 0.5, "server_optimizer": "fedadam"},
     "erdos_renyi_kernel": {"sparsity_distribution": "erdos_renyi_kernel", "mask_ratio": 0.1},
-    "global_magnitude": {"sparsity_distribution": "global_magnitude", "uplink": "top_k_weights"},
     "powerpropagation": {"powerpropagation": 1.25, "weight_decay": 0.01},
-    "overlap_normalization": {"overlap_normalization": 0.5, "uplink": "top_k_weights", "server_optimizer": "fedadam"},
 }
 
 

@@ -1,7 +1,6 @@
 """Sparsity by layer: densities by hand, the same total, and layers that have them on both backends."""
 
 import copy
-import pickle
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,11 @@ from tests.running import experiment_of
 from zerofl.data import load_dataset
 from zerofl.exchange.update import Sparse
 from zerofl.exchange.uplink import UPLINKS, make_update
-from zerofl.experiment import Experiment
-from zerofl.fl import compiled
 from zerofl.fl.flops import training_flops
 from zerofl.fl.train import empty_model, initial_model, train
 from zerofl.models import LeafCNN, ResNet18, sparse_he_
 from zerofl.sparse.dispatch import UNAVAILABLE
-from zerofl.sparse.distribution import (
-    DISTRIBUTIONS,
-    deal_sparsity_,
-    erdos_renyi_kernel,
-    global_magnitude,
-    sparsity_with,
-)
+from zerofl.sparse.distribution import DISTRIBUTIONS, deal_sparsity_, erdos_renyi_kernel, sparsity_with
 from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
@@ -117,19 +108,6 @@ def test_sparse_he_scales_by_each_layers_own_k() -> None:
         torch.testing.assert_close(top_k.square().mean(), torch.tensor(2 / weights[name][0].numel()))
 
 
-def test_global_magnitude_by_hand() -> None:
-    # K = 4 of 10. The largest magnitudes are 9, 8, 7 and twice 6; a tie is active. The layer of small ones keeps one.
-    weights = {
-        "a": torch.tensor([9.0, -6.0, 1.0, 0.5]),
-        "b": torch.tensor([-8.0, 7.0, 6.0]),
-        "c": torch.full((3,), 0.1),
-    }
-    assert global_magnitude(weights, 0.6, 0.0) == {"a": 2, "b": 3, "c": 1}
-    assert global_magnitude(weights, 0.6, 0.6) == {"a": 4, "b": 3, "c": 3}
-    # Of a model with fewer than K entries that are not zero the zeros are none of the largest.
-    assert global_magnitude({"a": torch.tensor([2.0, 0.0, 0.0]), "b": torch.zeros(3)}, 0.5, 0.0) == {"a": 1, "b": 1}
-
-
 @pytest.mark.parametrize("distribution", [name for name in DISTRIBUTIONS if name != "uniform"])
 def test_an_experiments_model_has_it_and_so_has_its_arithmetic(distribution: str, cifar_root: Path) -> None:
     dataset = load_dataset("cifar10", str(cifar_root))
@@ -145,23 +123,3 @@ def test_an_experiments_model_has_it_and_so_has_its_arithmetic(distribution: str
     assert dealt_flops.sparse > uniform_flops.sparse  # more is left of the layers on large images
     train(model, dataset.train.take(torch.arange(8)), dataset, dealt, round=1, client=0)
     assert realised_sparsity(model) == pytest.approx(sparsities)  # also after a step: K is that of what was received
-
-
-def test_by_magnitude_a_model_is_dealt_anew_for_other_weights_and_can_be_pickled(cifar_root: Path) -> None:
-    dataset = load_dataset("cifar10", str(cifar_root))
-    experiment = experiment_of(cifar_root, sparsity_distribution="global_magnitude")
-    model, state = empty_model(experiment, dataset), dict(initial_model(experiment, dataset).state_dict())
-    model.load_state_dict(state, assign=True)
-    before = {name: layer.sparsity for name, layer in sparse_layers(model)}
-    state["layer4.1.conv2.weight"] = 100 * state["layer4.1.conv2.weight"]
-    copied = pickle.loads(pickle.dumps(model))
-    for of in (model, copied):
-        of.load_state_dict(state)
-        after = {name: layer.sparsity for name, layer in sparse_layers(of)}
-        assert after["layer4.1.conv2"] < before["layer4.1.conv2"]
-        assert after["layer1.0.conv1"] > before["layer1.0.conv1"]
-
-
-def test_a_graph_of_one_step_does_not_take_what_differs_by_round() -> None:
-    taken = {name: compiled.takes(Experiment(device="cuda", sparsity_distribution=name)) for name in DISTRIBUTIONS}
-    assert taken == {"uniform": True, "erdos_renyi_kernel": True, "global_magnitude": False}

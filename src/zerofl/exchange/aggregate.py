@@ -13,18 +13,13 @@ from zerofl.exchange.update import Sparse, State, Update
 _SCALE = 2.0**-48
 
 
-def average(
-    received: State, updates: Iterable[tuple[Update, int]], device: str = "cpu", overlap_normalization: float = 0.0
-) -> State:
+def average(received: State, updates: Iterable[tuple[Update, int]], device: str = "cpu") -> State:
     """The server's average of the updates, sum (n_k / n) update_k, each with its client's number of samples n_k.
 
     Entries that nobody sent are zero, or where the updates are changes as they were `received`. Integer counters are
     rounded. The average of no update is what was received. The sums are float32 and in the order of the updates, which
     makes them reproducible; they are made on `device`, the result is on the CPU. Memory: one model for the sums, which
     becomes the result, and one update at a time, if `updates` makes them one at a time.
-
-    `overlap_normalization` g in [0, 1] divides an entry by (1 - g) n + g (the samples of those who sent it) in place of
-    n: with 1 it is averaged over its senders alone, as FedDST does (Bibikar et al., 2022). That takes a second model.
 
     Raises:
         ValueError: the updates of some clients are weights, and those of others changes.
@@ -34,7 +29,6 @@ def average(
         name: torch.zeros(t.shape, dtype=t.dtype if t.is_floating_point() else torch.float64, device=device)
         for name, t in received.items()
     }
-    senders: State = {}
     for update, num_examples in updates:
         if examples and update.adds != adds:
             raise ValueError("some updates hold weights and others changes: expected those of one uplink strategy")
@@ -42,35 +36,17 @@ def average(
         examples += num_examples
         for name, tensor in update.tensors.items():
             _add(sums[name], tensor, num_examples * _SCALE)
-            if overlap_normalization and received[name].is_floating_point():
-                of = senders.setdefault(name, torch.zeros_like(sums[name]))
-                _add(of, _ones(tensor), num_examples)
     if not examples:
         return dict(received)
     averaged: State = {}
     for name, before in received.items():
         total = sums.pop(name)
-        mean = total.double().div_(_divisor(examples, senders.pop(name, None), overlap_normalization))
+        mean = total.double().div_(examples * _SCALE)
         if not before.is_floating_point():
             averaged[name] = mean.round_().to("cpu", before.dtype)
         else:
             averaged[name] = total.copy_(mean.add_(before.to(device)) if adds else mean).cpu()  # no second model
     return averaged
-
-
-def _ones(tensor: Tensor | Sparse) -> Tensor | Sparse:
-    """One for each entry that was sent."""
-    if isinstance(tensor, Sparse):
-        return tensor._replace(values=torch.ones_like(tensor.values))
-    return torch.ones_like(tensor)
-
-
-def _divisor(examples: int, senders: Tensor | None, overlap_normalization: float) -> Tensor | float:
-    """By what a sum is divided; of what nobody sent it is `examples`, as without normalisation."""
-    if senders is None:
-        return examples * _SCALE
-    own = torch.where(senders > 0, senders.double(), float(examples))
-    return own.mul_(overlap_normalization).add_((1 - overlap_normalization) * examples).mul_(_SCALE)
 
 
 def _add(total: Tensor, tensor: Tensor | Sparse, weight: float) -> None:

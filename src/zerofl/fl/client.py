@@ -108,9 +108,8 @@ def _training(experiment: Experiment, dataset: Dataset) -> Iterator[_Train]:
         return
     if experiment.device != "cpu":
         warnings.warn(
-            f"topk_period = {experiment.topk_period} with sparsity_distribution = "
-            f"{experiment.sparsity_distribution!r}: steps that differ are not recorded as a CUDA graph, so the GPU "
-            "waits for Python; with topk_period = 1 and another distribution than 'global_magnitude' it does not",
+            f"topk_period = {experiment.topk_period}: steps that differ are not recorded as a CUDA graph, so the GPU "
+            "waits for Python; with topk_period = 1 it does not",
             stacklevel=2,
         )
     yield partial(train_state, dataset=dataset, experiment=experiment)

@@ -175,11 +175,9 @@ class Slot:
 def takes(experiment: Experiment) -> bool:
     """Whether a GPU trains this experiment in slots.
 
-    A graph repeats one step, with the K it was recorded with. With `topk_period` above 1 the steps differ, and with
-    sparsity by global magnitude the layers' K from round to round: then each operation is launched by itself.
+    A graph repeats one step. With `topk_period` above 1 the steps differ: then each operation is launched by itself.
     """
-    e = experiment
-    return e.device != "cpu" and e.topk_period == 1 and e.sparsity_distribution != "global_magnitude"
+    return experiment.device != "cpu" and experiment.topk_period == 1
 
 
 @contextmanager

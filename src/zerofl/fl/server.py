@@ -85,7 +85,7 @@ def step(
     if e.trim_clients:
         averaged = trimmed_mean(state.model, updates(), e.trim_clients, e.device)
     else:
-        averaged = average(state.model, updates(), e.device, e.overlap_normalization)
+        averaged = average(state.model, updates(), e.device)
     if len(records) < experiment.min_replies:
         raise RoundError(_too_few(round, len(records), experiment, failures))
     model = empty_model(experiment, dataset)

@@ -24,7 +24,6 @@ BEYOND = (
     "sparsity_distribution",
     "powerpropagation",
     "average_decay",
-    "overlap_normalization",
     "momentum",
     "uplink_values",
     "storage",

@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from zerofl.sparse.sparsify import sparse_layers
-from zerofl.sparse.topk import count_top_k, top_k_threshold
+from zerofl.sparse.topk import count_top_k
 
 Counts = dict[str, int]
 
@@ -41,48 +39,19 @@ def erdos_renyi_kernel(weights: Mapping[str, Tensor], sparsity: float, mask_rati
     }
 
 
-def global_magnitude(weights: Mapping[str, Tensor], sparsity: float, mask_ratio: float) -> Counts:
-    """Of each layer what is among the largest magnitudes of all of them, zeros not counted; at least one entry.
-
-    One threshold for all layers, the K-th largest magnitude of the whole model.
-    """
-    magnitudes = torch.cat([weight.detach().abs().flatten() for weight in weights.values()])
-    threshold = top_k_threshold(magnitudes, count_top_k(len(magnitudes), sparsity, mask_ratio))
-    of_layers = torch.split(magnitudes, [weight.numel() for weight in weights.values()])
-    kept = torch.stack([(~(of < threshold) & (of != 0)).count_nonzero() for of in of_layers]).tolist()
-    return {name: max(1, k) for name, k in zip(weights, kept, strict=True)}
-
-
 DISTRIBUTIONS: dict[str, Callable[[Mapping[str, Tensor], float, float], Counts]] = {
     "uniform": uniform,
     "erdos_renyi_kernel": erdos_renyi_kernel,
-    "global_magnitude": global_magnitude,
 }
 """By name, how a model's weights are dealt to its layers: (weights, sparsity, mask ratio) -> K of each layer."""
 
 
 def deal_sparsity_(model: nn.Module, distribution: str, sparsity: float) -> None:
-    """Give each sparse layer of `model` its own sparsity, so that the weights have `sparsity` together.
-
-    By magnitude that is for the weights that the model has now.
-    """
+    """Give each sparse layer of `model` its own sparsity, so that the weights have `sparsity` together."""
     layers = dict(sparse_layers(model))
     counts = DISTRIBUTIONS[distribution]({name: layer.weight for name, layer in layers.items()}, sparsity, 0.0)
     for name, layer in layers.items():
         layer.sparsity = sparsity_with(counts[name], layer.weight.numel())
-
-
-def keep_dealt_(model: nn.Module, distribution: str, sparsity: float) -> None:
-    """`deal_sparsity_` now, or, where that is by magnitude, whenever the model is given weights (`load_state_dict`)."""
-    if distribution == "global_magnitude":
-        hook = partial(_deal_anew_, distribution=distribution, sparsity=sparsity)
-        model.register_load_state_dict_post_hook(hook)  # type: ignore[no-untyped-call]
-    elif distribution != "uniform":
-        deal_sparsity_(model, distribution, sparsity)
-
-
-def _deal_anew_(model: nn.Module, incompatible_keys: object, distribution: str, sparsity: float) -> None:
-    deal_sparsity_(model, distribution, sparsity)
 
 
 def sparsity_with(k: int, numel: int) -> float:
