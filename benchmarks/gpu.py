@@ -23,6 +23,7 @@ import time
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zerofl.data import Dataset, Split, dataset_on, load_dataset
+from zerofl.exchange.update import Update
+from zerofl.exchange.uplink import make_update
+from zerofl.exchange.wire import decode, encode, received_model, schema_of
 from zerofl.experiment import Experiment
 from zerofl.fl import compiled
 from zerofl.fl.client import samples_of
@@ -45,6 +49,7 @@ from zerofl.run.files import CLIENTS, EXPERIMENT, ROUNDS, SUMMARY, SWEEP
 from zerofl.run.folder import is_finished, read_clients, read_rounds
 from zerofl.run.origin import origin
 from zerofl.run.sweep import find_sweep, read_sweep
+from zerofl.sparse.sparsify import sparse_layers
 from zerofl.sparse.topk import kth_by_torch_topk, top_k_threshold
 
 PRESET = "table1-cifar10"
@@ -98,6 +103,7 @@ def main() -> int:
         "selection_ms": lambda: selection(options.device),
         "gradient_error": lambda: gradient_error(root, options.device, options.set),
         "step_ms": lambda: step_times(root, options.device, options.set),
+        "coding_seconds": lambda: coding_times(root, options.set),
         "round_sparse": lambda: a_round(work, "95-niid-top-k-0.2-seed1", root, settings),
         "round_dense": lambda: a_round(work, "dense-seed1", root, settings),
     }
@@ -236,6 +242,37 @@ def step_times(root: Path, device: str, values: list[str]) -> dict[str, Any]:
                 lambda: slot.train(**arguments), step_count(arguments, experiment)
             )
     return steps
+
+
+def coding_times(root: Path, values: list[str]) -> dict[str, float]:
+    """Seconds in which the CPU encodes and decodes ten updates, with so many threads: what the wire adds to a round."""
+    experiment = experiment_of(root, "cpu", values)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    received = initial_state(experiment, dataset).model
+    schema, before = schema_of(received), received_model(received, schema_of(received))
+    sparse = [f"{name}.weight" for name, _ in sparse_layers(empty_model(experiment, dataset))]
+    noise = torch.Generator().manual_seed(1)
+
+    def update(_: int) -> Update:  # a weight is moved by a tenth of PyTorch's initialisation, roughly
+        trained = {
+            name: tensor + 0.003 * torch.randn(tensor.shape, generator=noise) if tensor.is_floating_point() else tensor
+            for name, tensor in received.items()
+        }
+        return make_update(experiment.uplink, received, trained, sparse, experiment.sparsity, experiment.mask_ratio)
+
+    updates = list(map(update, range(10)))
+    payloads = [encode(each, schema, received=before) for each in updates]
+    seconds = {}
+    for threads in (1, 2, 4, 10):
+        with ThreadPoolExecutor(threads) as coders:
+            for what, call, items in (
+                ("encode", lambda each: encode(each, schema, received=before), updates),
+                ("decode", lambda each: decode(each, schema, before), payloads),
+            ):
+                started = time.perf_counter()
+                list(coders.map(call, items))
+                seconds[f"{what}, {threads} threads"] = time.perf_counter() - started
+    return seconds
 
 
 def slot_of(experiment: Experiment) -> tuple[compiled.Slot, dict[str, Any]]:

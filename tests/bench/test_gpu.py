@@ -44,6 +44,7 @@ def test_all_parts_run_and_it_resumes(
     assert set(first["step_ms"]) >= {f"{k}, {p}" for k in ("sparse", "dense") for p in ("float32", "tf32", "bfloat16")}
     assert 0 <= first["round_sparse"]["not_training_seconds"] < first["round_sparse"]["seconds"]
     assert 0 < first["gradient_error"]["float32"]["median"] < 1e-4
+    assert set(first["coding_seconds"]) == {f"{w}, {n} threads" for w in ("encode", "decode") for n in (1, 2, 4, 10)}
 
     play(cifar_root, out, 10.0, monkeypatch)
     figures: dict[str, Any] = json.loads((out / "gpu.json").read_text())
