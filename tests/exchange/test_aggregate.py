@@ -78,6 +78,18 @@ def test_fedavgm_by_hand_and_without_momentum() -> None:
     assert plain.step(state, averaged, plain.init(state))[0]["w"].item() == averaged["w"].item()
 
 
+def test_fedavgm_leaves_zero_what_nobody_sent() -> None:
+    optimizer = fedavgm(["w"], lr=0.5, beta=0.9)
+    state: State = {"w": torch.tensor([2.0, -4.0, 0.0])}
+    first, moments = optimizer.step(state, {"w": torch.tensor([3.0, 0.0, 0.0])}, optimizer.init(state))
+    assert first["w"].tolist() == [2.5, 0.0, 0.0]
+    assert moments["m.w"].tolist() == [1.0, 0.0, 0.0]
+    # +0, which costs nothing on the wire; and what comes back begins without momentum: 0 + 0.5 * 6.
+    assert not torch.signbit(first["w"]).any()
+    second, _ = optimizer.step(first, {"w": torch.tensor([0.0, 6.0, 0.0])}, moments)
+    assert second["w"].tolist() == [0.0, 3.0, 0.0]
+
+
 def test_nonzero_ratio() -> None:
     assert nonzero_ratio(torch.tensor([[0.0, 1.0], [-2.0, 0.0]])) == 0.5
 
@@ -136,8 +148,9 @@ def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
             continue
         if server == "fedavgm":
             for i, (old, new) in enumerate(zip([*w, b], [*averaged, averaged_bias], strict=True)):
-                moments[i][0] = 0.5 * moments[i][0] + new - old
-            w, b = [x + 0.8 * m for x, (m, _) in zip(w, moments[:4], strict=True)], b + 0.8 * moments[4][0]
+                moments[i][0] = 0.5 * moments[i][0] + new - old if new else 0.0
+            kept = [x if new else 0.0 for x, new in zip(w, averaged, strict=True)]
+            w, b = [x + 0.8 * m for x, (m, _) in zip(kept, moments[:4], strict=True)], b + 0.8 * moments[4][0]
             continue
         stepped = []
         for old, new, moment in zip([*w, b], [*averaged, averaged_bias], moments, strict=True):

@@ -76,7 +76,9 @@ def fedavg() -> ServerOptimizer:
 def fedavgm(parameters: list[str], lr: float, beta: float) -> ServerOptimizer:
     """FedAvgM (Hsu et al., 2019), with the average's change d for `parameters`: m = beta m + d;  w = w + lr m.
 
-    From m = 0; with lr 1 and beta 0 it is FedAvg. Every other tensor takes its averaged value, as in `fedadam`.
+    From m = 0; with lr 1 and beta 0 it is FedAvg. Where the average is zero, as Top-K-Weights leaves what nobody sent,
+    m and w are zero too, which is not Hsu's: the model stays as sparse as it is without momentum, and as cheap to send.
+    Every other tensor takes its averaged value, as in `fedadam`.
     """
 
     def init(state: State) -> State:
@@ -86,8 +88,9 @@ def fedavgm(parameters: list[str], lr: float, beta: float) -> ServerOptimizer:
         new_state, moments = dict(averaged), State()
         for name in parameters:
             m = beta * optimizer_state[f"m.{name}"] + averaged[name] - state[name]
-            new_state[name] = state[name] + lr * m
-            moments[f"m.{name}"] = m
+            nobody = averaged[name] == 0
+            new_state[name] = (state[name] + lr * m).masked_fill_(nobody, 0)
+            moments[f"m.{name}"] = m.masked_fill_(nobody, 0)
         return new_state, moments
 
     return ServerOptimizer(init, step)
