@@ -28,7 +28,7 @@ BEYOND = (
     "uplink_values",
     "storage",
 )
-"""Keys that go beyond the paper: rows that set them are not in its tables."""
+"""Keys that go beyond the paper: rows that set them are not in its tables, and nor are those of FedAvgM."""
 
 SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savings"]
 
@@ -56,7 +56,7 @@ def paper_table(collection: Collection) -> Table | None:
     cells: dict[tuple[tuple[str, float, float | None], tuple[str, str]], ReportRow] = {}
     for row in collection.rows:
         e = row.experiment
-        if any(getattr(e, key) != getattr(plain, key) for key in BEYOND):
+        if e.server_optimizer == "fedavgm" or any(getattr(e, key) != getattr(plain, key) for key in BEYOND):
             continue
         whole = strategy(e) in ("dense", "full")
         key = (e.dataset, e.sparsity, None if whole else e.mask_ratio), (strategy(e), setting(e))
