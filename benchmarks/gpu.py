@@ -36,12 +36,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from zerofl.data import Dataset, Split, dataset_on, load_dataset
-from zerofl.exchange.update import Update
-from zerofl.exchange.uplink import make_update
 from zerofl.exchange.wire import decode, encode, received_model, schema_of
 from zerofl.experiment import Experiment
 from zerofl.fl import compiled
-from zerofl.fl.client import samples_of
+from zerofl.fl.client import samples_of, train_client
 from zerofl.fl.precision import arithmetic
 from zerofl.fl.server import initial_state
 from zerofl.fl.train import empty_model, train_state
@@ -49,7 +47,6 @@ from zerofl.run.files import CLIENTS, EXPERIMENT, ROUNDS, SUMMARY, SWEEP
 from zerofl.run.folder import is_finished, read_clients, read_rounds
 from zerofl.run.origin import origin
 from zerofl.run.sweep import find_sweep, read_sweep
-from zerofl.sparse.sparsify import sparse_layers
 from zerofl.sparse.topk import kth_by_torch_topk, top_k_threshold
 
 PRESET = "table1-cifar10"
@@ -245,32 +242,24 @@ def step_times(root: Path, device: str, values: list[str]) -> dict[str, Any]:
 
 
 def coding_times(root: Path, values: list[str]) -> dict[str, float]:
-    """Seconds in which the CPU encodes and decodes ten updates, with so many threads: what the wire adds to a round."""
+    """Seconds in which so many threads encode and decode an update ten times: what the wire adds to a round."""
     experiment = experiment_of(root, "cpu", values)
     dataset = load_dataset(experiment.dataset, experiment.root)
     received = initial_state(experiment, dataset).model
-    schema, before = schema_of(received), received_model(received, schema_of(received))
-    sparse = [f"{name}.weight" for name, _ in sparse_layers(empty_model(experiment, dataset))]
-    noise = torch.Generator().manual_seed(1)
-
-    def update(_: int) -> Update:  # a weight is moved by a tenth of PyTorch's initialisation, roughly
-        trained = {
-            name: tensor + 0.003 * torch.randn(tensor.shape, generator=noise) if tensor.is_floating_point() else tensor
-            for name, tensor in received.items()
-        }
-        return make_update(experiment.uplink, received, trained, sparse, experiment.sparsity, experiment.mask_ratio)
-
-    updates = list(map(update, range(10)))
-    payloads = [encode(each, schema, received=before) for each in updates]
+    schema = schema_of(received)
+    reference = received_model(received, schema)
+    update, _ = train_client(received, dataset, experiment, round=1, client=0)
+    payload = encode(update, schema, received=reference)
+    calls = {
+        "encode": lambda _: encode(update, schema, received=reference),
+        "decode": lambda _: decode(payload, schema, reference),
+    }
     seconds = {}
     for threads in (1, 2, 4, 10):
         with ThreadPoolExecutor(threads) as coders:
-            for what, call, items in (
-                ("encode", lambda each: encode(each, schema, received=before), updates),
-                ("decode", lambda each: decode(each, schema, before), payloads),
-            ):
+            for what, call in calls.items():
                 started = time.perf_counter()
-                list(coders.map(call, items))
+                list(coders.map(call, range(10)))
                 seconds[f"{what}, {threads} threads"] = time.perf_counter() - started
     return seconds
 

@@ -118,7 +118,7 @@ def test_an_experiments_model_has_it_and_so_has_its_arithmetic(distribution: str
     sparsities = {name: layer.sparsity for name, layer in sparse_layers(model)}
     counts = DISTRIBUTIONS[distribution](weights, 0.9, 0.0)
     assert {name: count_top_k(weights[name].numel(), sparsity) for name, sparsity in sparsities.items()} == counts
-    dealt_flops, uniform_flops = (training_flops(e, dataset, state) for e in (dealt, uniform))
+    dealt_flops, uniform_flops = (training_flops(e, dataset) for e in (dealt, uniform))
     assert dealt_flops.dense == uniform_flops.dense
     assert dealt_flops.sparse > uniform_flops.sparse  # more is left of the layers on large images
     train(model, dataset.train.take(torch.arange(8)), dataset, dealt, round=1, client=0)

@@ -83,8 +83,8 @@ def make_update(
             )
     first_of = tied(received, trained)
     sparse = {first_of.get(name, name) for name in sparse}
-    by = {name: ranks(received[name], after) for name, after in trained.items() if name in sparse}
-    counts = DISTRIBUTIONS[distribution](by, sparsity, mask_ratio)
+    chosen = {name: after for name, after in trained.items() if name in sparse}
+    counts = DISTRIBUTIONS[distribution](chosen, sparsity, mask_ratio)
     tensors: dict[str, Tensor | Sparse] = {}
     for name, after in trained.items():
         if (first := first_of[name]) != name:
@@ -95,7 +95,7 @@ def make_update(
             tensors[name] = after.cpu()
             continue
         if name in sparse:
-            rank = by.pop(name)
+            rank = ranks(before, after)
             tensors[name] = keep_largest(rank if ranks is sends else sends(before, after), rank, counts[name])
         else:
             tensors[name] = sends(before, after).cpu()

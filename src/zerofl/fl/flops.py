@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from zerofl.data import Dataset
-from zerofl.exchange.update import State
 from zerofl.experiment import Experiment
 from zerofl.fl.train import empty_model
 from zerofl.models import build_model
@@ -20,21 +19,18 @@ class Flops(NamedTuple):
     sparse: float
 
 
-def training_flops(experiment: Experiment, dataset: Dataset, state: State) -> Flops:
+def training_flops(experiment: Experiment, dataset: Dataset) -> Flops:
     """What one sample takes, forward and backward, in the convolutions and linear layers of the experiment's model.
 
     Each multiply-add is two operations, and each of the three products (forward, grad_input, grad_weight) takes one
     for every pair of weight and output position; the first layer needs no grad_input. In a sparse layer the first two
     take the layer's active weights only, the third its active activations (Eqs. 1 and 2). BatchNorm, biases and the
-    search for the top K are not counted. `state` is the model's: its weights decide what the layers have of a sparsity
-    that is dealt by magnitude.
+    search for the top K are not counted.
     """
     shape = tuple(dataset.train.images.shape[1:])
     with torch.device("meta"):
         model = build_model(experiment.model, len(dataset.classes), shape[0], experiment.width)
-    trained = empty_model(experiment, dataset)
-    trained.load_state_dict(state, assign=True)
-    sparse = {model.get_submodule(name): layer for name, layer in sparse_layers(trained)}
+    sparse = {model.get_submodule(name): layer for name, layer in sparse_layers(empty_model(experiment, dataset))}
     dense_flops = sparse_flops = 0.0
     first = True
 

@@ -106,7 +106,7 @@ def run_rounds(
             saved = writer.submit(save_round, directory, record, client_records, made)
             on_round(record)
         saved.result()
-    more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset, state.model)._asdict()}
+    more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset)._asdict()}
     if earlier:  # a run that was resumed with other code than it began with
         more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
     finish_run(directory, state.evaluated(), schema.dense_bytes, **more)
