@@ -92,6 +92,9 @@ class Experiment:
     `uplink_values` as float32 (lossless), float16, bfloat16 or int8, and `uplink_positions` in the cheapest way or, for
     comparison, in the paper's csr form.
 
+    Downlink: the model goes to the clients with `downlink_values`, of which all but float32 round it for them; the
+    server keeps its own as it is.
+
     Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAvgM has `server_lr` (1) and
     `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than `min_replies`
     usable updates after `reply_timeout_seconds` stops the run.
@@ -153,6 +156,7 @@ class Experiment:
     mask_ratio: float = _key(0.0, _SHARE)
     uplink_values: str = _key("float32", _one_of(VALUES))
     uplink_positions: str = _key("cheapest", _one_of(POSITIONS))
+    downlink_values: str = _key("float32", _one_of(VALUES))
 
     rounds: int = _key(700, _COUNT)
     clients_per_round: int = _key(10, _COUNT)

@@ -21,7 +21,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Experiment)}
 CHOICES: dict[str, Collection[str]] = {
     "dataset": DATASETS, "partition": PARTITIONS, "model": DEFAULT_INITIALIZATION, "initialization": INITIALIZATIONS,
     "precision": PRECISIONS, "uplink": UPLINKS, "uplink_values": VALUES, "uplink_positions": POSITIONS,
-    "server_optimizer": SERVER_OPTIMIZERS, "sparsity_distribution": DISTRIBUTIONS,
+    "downlink_values": VALUES, "server_optimizer": SERVER_OPTIMIZERS, "sparsity_distribution": DISTRIBUTIONS,
 }  # fmt: skip
 
 

@@ -10,15 +10,17 @@ from safetensors.torch import load_file
 from tests.running import experiment_of, model_bytes, run, run_until, without_times
 from zerofl import load_model
 from zerofl.data import load_dataset
-from zerofl.fl.train import evaluate
+from zerofl.exchange.wire import decode_state, encode_state, schema_of
+from zerofl.fl.train import evaluate, initial_model
 from zerofl.flower.engines import ENGINES
-from zerofl.run.folder import read_rounds, read_summary
+from zerofl.run.folder import read_clients, read_rounds, read_summary
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fedavgm": {"server_optimizer": "fedavgm", "server_beta_1": 0.5, "momentum": 0.5},
     "average_decay": {"average_decay": 0.5, "server_optimizer": "fedadam"},
     "erdos_renyi_kernel": {"sparsity_distribution": "erdos_renyi_kernel", "mask_ratio": 0.1},
     "powerpropagation": {"powerpropagation": 1.25, "weight_decay": 0.01},
+    "downlink_values": {"downlink_values": "int8", "uplink": "top_k_weights", "mask_ratio": 0.1, "clip_norm": 9.0},
 }
 
 
@@ -65,3 +67,34 @@ def test_the_mean_over_rounds_is_evaluated_and_kept_and_clients_do_not_get_it(ci
             assert torch.equal(tensor, models[-1][name])
     dataset = load_dataset("cifar10", str(cifar_root))
     assert evaluate(load_model(directory), dataset.test, dataset)[1] == read_summary(directory).test_accuracy
+
+
+@pytest.mark.parametrize("values", ["float16", "bfloat16", "int8"])
+def test_clients_get_the_model_rounded_and_the_server_keeps_its_own(
+    values: str, cifar_root: Path, tmp_path: Path
+) -> None:
+    """With a learning rate that moves no weight, whether weights come back or changes."""
+    settings: dict[str, Any] = {
+        "downlink_values": values, "rounds": 1, "clients_per_round": 1, "lr_start": 1e-30, "lr_end": 1e-30,
+        "validate_every": 0,
+    }  # fmt: skip
+    experiment = experiment_of(cifar_root, uplink="full", clip_norm=1e9, **settings)
+    first = initial_model(experiment, load_dataset("cifar10", str(cifar_root)))
+    initial, weights = first.state_dict(), [name for name, _ in first.named_parameters()]
+    schema = schema_of(initial)
+    payload = encode_state(initial, schema, values)
+    rounded = decode_state(payload, schema)
+    assert any(not torch.equal(rounded[name], initial[name]) for name in weights)
+
+    whole = run(experiment, tmp_path / "whole")
+    changes = run(experiment_of(cifar_root, uplink="top_k_weights_diff", **settings), tmp_path / "changes")
+    final, kept = (load_file(directory / "model.safetensors") for directory in (whole, changes))
+    for name in weights:
+        for model in (final, kept):
+            torch.testing.assert_close(model[name], initial[name], rtol=1e-6, atol=1e-29)
+    assert [read_rounds(directory)[0].downlink_bytes for directory in (whole, changes)] == [len(payload)] * 2
+    # What is clipped is the change of what the client received, which moved BatchNorm's statistics alone.
+    (client,) = read_clients(whole)
+    statistics = [name for name in initial if name.endswith(("mean", "var"))]
+    moved = [(final[name].double() - rounded[name].double()).flatten() for name in statistics]
+    assert client.update_norm == pytest.approx(torch.cat(moved).norm().item(), rel=1e-6)

@@ -55,9 +55,9 @@ class Update:
     tensors: dict[str, Tensor | Sparse]
 
 
-def sparsified(x: Tensor) -> Sparse:
-    """The entries of float32 `x` on the CPU that are not +0, to the bit: -0 is kept."""
-    return entries(x, x, torch.zeros(()))
+def sparsified(x: Tensor, least: float = 0.0) -> Sparse:
+    """The entries of float32 `x` on the CPU that are not +0, to the bit (-0 is kept), and not below a magnitude."""
+    return entries(x, x, torch.tensor(least))
 
 
 def entries(x: Tensor, by: Tensor, threshold: Tensor) -> Sparse:

@@ -13,6 +13,7 @@ from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg,
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.robust import clipped, trimmed_mean
 from zerofl.exchange.round_mean import round_mean, with_round_mean
+from zerofl.exchange.rounded import moved
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
@@ -56,18 +57,26 @@ def initial_state(experiment: Experiment, dataset: Dataset) -> ServerState:
 
 
 def step(
-    state: ServerState, answers: Iterable[Answer], experiment: Experiment, dataset: Dataset, round: int
+    state: ServerState,
+    answers: Iterable[Answer],
+    experiment: Experiment,
+    dataset: Dataset,
+    round: int,
+    sent: State | None = None,
 ) -> tuple[ServerState, RoundRecord, list[ClientRecord]]:
     """Algorithm 1, "ServerExecutes", from the clients' answers on: the next state, and the round's records.
 
     Sums are in the order of the answers, which should be that of the clients. An answer is let go before the next one
     is asked for, so that one update at a time is in memory if `answers` makes them so; only for `clip_median` are all
     kept. The record has neither the bytes down nor the round's time, which are those of who carries the messages.
+    `sent` is the model that the clients received, if it is the state's rounded to `downlink_values`: what they changed
+    of it is put onto the state's.
 
     Raises:
         RoundError: fewer than `experiment.min_replies` updates.
     """
     e, failures, records, masks = experiment, list[Failure](), list[ClientRecord](), MaskCounts()
+    received = state.model if sent is None else sent
 
     def usable() -> Iterator[tuple[Update, ClientRecord]]:
         for answer in answers:
@@ -78,9 +87,9 @@ def step(
             yield answer
 
     def updates() -> Iterator[tuple[Update, int]]:
-        for update, record, clip in clipped(state.model, usable(), e.clip_norm, e.clip_median):
+        for update, record, clip in clipped(received, usable(), e.clip_norm, e.clip_median):
             records.append(replace(record, update_norm=clip.norm, clip_factor=clip.factor) if clip else record)
-            yield update, record.examples
+            yield moved(update, received, state.model), record.examples
 
     if e.trim_clients:
         averaged = trimmed_mean(state.model, updates(), e.trim_clients, e.device)

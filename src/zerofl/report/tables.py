@@ -26,6 +26,7 @@ BEYOND = (
     "average_decay",
     "momentum",
     "uplink_values",
+    "downlink_values",
     "storage",
 )
 """Keys that go beyond the paper: rows that set them are not in its tables, and nor are those of FedAvgM."""

@@ -25,10 +25,11 @@ def opening(experiment: Experiment, done: int) -> str:
     e = experiment
     parameters = sum(p.numel() for p in empty_model(e, load_dataset(e.dataset, e.root)).parameters())
     uplink = [e.uplink, f"mask ratio {e.mask_ratio:g}" if e.uplink != "full" else "", e.uplink_values]
+    downlink = "" if e.downlink_values == "float32" else f"; downlink {e.downlink_values}"
     return (
         f"{e.name}: {e.rounds} round{'s' * (e.rounds > 1)}{f' from round {done + 1} on' if done else ''}, "
         f"{e.clients_per_round} of {e.clients} clients a round; {e.model} with {parameters:,} parameters, "
-        f"sparsity {100 * e.sparsity:g}%; uplink {', '.join(filter(None, uplink))}"
+        f"sparsity {100 * e.sparsity:g}%; uplink {', '.join(filter(None, uplink))}{downlink}"
     )
 
 

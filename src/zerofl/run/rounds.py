@@ -12,7 +12,7 @@ import torch
 from zerofl.data import Dataset, dataset_checksum, dataset_on, load_dataset
 from zerofl.exchange.aggregate import ServerOptimizer
 from zerofl.exchange.update import State
-from zerofl.exchange.wire import Schema, encode_state, schema_of
+from zerofl.exchange.wire import Schema, decode_state, encode_state, schema_of
 from zerofl.experiment import Experiment
 from zerofl.fl.client import Validation, clients_of
 from zerofl.fl.flops import training_flops
@@ -75,17 +75,18 @@ def run_rounds(
     _, validated = clients_of(experiment)
     reach = connect()
 
-    payload = encode_state(state.model, schema)
+    first = checkpoint.round + 1 if checkpoint else 1
+    payload, sent = _as_sent(state.model, schema, experiment)
     with ThreadPoolExecutor(1, "record") as writer:  # a round is written while the next one is trained
         saved: Future[None] = writer.submit(lambda: None)
-        for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
+        for round in range(first, experiment.rounds + 1):
             started = time.perf_counter()
             clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
-            answers = reach.train(state.model, payload, round, clients)
-            state, record, client_records = step(state, answers, experiment, dataset, round)
+            answers = reach.train(sent, payload, round, clients)
+            state, record, client_records = step(state, answers, experiment, dataset, round, sent)
             downlink_bytes = len(clients) * len(payload)
             try:
-                payload = encode_state(state.model, schema)
+                payload, sent = _as_sent(state.model, schema, experiment)
             except ValueError as error:
                 raise RoundError(f"round {round}: the new model cannot be sent: {error}") from error
             evaluated = state.evaluated()
@@ -95,7 +96,9 @@ def run_rounds(
                 record = replace(record, test_loss=loss, test_accuracy=accuracy)
             if _is_due(experiment.validate_every, round, experiment):
                 validating = [client for client in clients if client in validated]
-                shown = payload if evaluated is state.model else encode_state(evaluated, schema)
+                shown = payload
+                if evaluated is not state.model:
+                    shown = encode_state(evaluated, schema, experiment.downlink_values)
                 record = _validated(record, reach.validate(shown, round, validating))
                 downlink_bytes += len(validating) * len(shown)
             record = replace(record, downlink_bytes=downlink_bytes, seconds=time.perf_counter() - started)
@@ -110,6 +113,12 @@ def run_rounds(
     if earlier:  # a run that was resumed with other code than it began with
         more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
     finish_run(directory, state.evaluated(), schema.dense_bytes, **more)
+
+
+def _as_sent(model: State, schema: Schema, experiment: Experiment) -> tuple[bytes, State]:
+    """The payload of the model, and the model as clients decode it: with float32 the same, else a rounded one."""
+    payload = encode_state(model, schema, experiment.downlink_values)
+    return payload, model if experiment.downlink_values == "float32" else decode_state(payload, schema)
 
 
 def _is_due(every: int, round: int, experiment: Experiment) -> bool:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.exchange.wire.payloads import GOLDEN, SCHEMA, STATE, C, G, back, changed, dense, one_tensor, random_weights
-from zerofl.exchange.update import Update, sparsified
+from zerofl.exchange.update import Sparse, Update, sparsified
 from zerofl.exchange.wire import (
     POSITIONS,
     VALUES,
@@ -202,6 +202,40 @@ def test_a_sparse_model_is_broadcast_sparse() -> None:
     state = {"w": random_weights(100_000, 0.2).view(100, -1)}
     schema = schema_of(state)
     assert len(encode_state(state, schema)) < 0.3 * schema.dense_bytes
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_a_model_is_broadcast_in_the_values_asked_for(values: str) -> None:
+    state = {"w": random_weights(100_000, 0.2).view(100, -1), "b": random_weights(100, 1.0)}
+    schema = schema_of(state)
+    payload = encode_state(state, schema, values)
+    decoded = decode_state(payload, schema)
+    assert same_bits(decoded["b"], state["b"])
+    assert same_bits(decoded["w"], state["w"]) == (values == "float32")
+    plain = decode(encode(Update(False, dict(state)), schema, values=values), schema)
+    assert torch.equal(decoded["w"], dense(plain, "w"))  # what is left out is zero
+    with pytest.raises(ValueError, match=r"values = 'int4' and positions = 'cheapest': expected of"):
+        encode_state(state, schema, "int4")
+
+
+def test_int8_without_a_generator_rounds_to_nearest_and_leaves_zeros_out() -> None:
+    """A level is a step below 1/127; 0.4 and -0.4 of one are zero, which with the zeros themselves are left out."""
+    w = torch.zeros(1, 1000)
+    w[0, :6] = torch.tensor([1.0, 0.4 / 127, -0.4 / 127, 0.6 / 127, -2.4 / 127, -1.0])
+    schema = schema_of({"w": w})
+    payload = encode_state({"w": w}, schema, "int8")
+    decoded = decode_state(payload, schema)["w"]
+    torch.testing.assert_close(127 * decoded[0, :7], torch.tensor([127.0, 0, 0, 1, -2, -127, 0]), rtol=1e-6, atol=0)
+    (sent,) = decode(payload, schema).tensors.values()
+    assert isinstance(sent, Sparse)
+    assert len(sent.values) == 4
+
+
+def test_zeros_are_left_out_if_their_positions_take_less_than_they_do() -> None:
+    """Of half a percent of zeros the positions take 570 bytes: fewer than the zeros as float32, more than as int8."""
+    x = random_weights(100_000, 0.995).view(100, -1).sign()
+    for values, encoding in (("float32", 3), ("int8", 0)):
+        assert encode_state({"x": x}, schema_of({"x": x}), values)[13] == encoding
 
 
 def test_decoded_tensors_are_writable_and_our_own() -> None:

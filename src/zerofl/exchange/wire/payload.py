@@ -18,8 +18,18 @@ from zerofl.exchange.wire.positions import (
 )
 from zerofl.exchange.wire.reader import Reader, WireError
 from zerofl.exchange.wire.received import Received, ReceivedTensor
-from zerofl.exchange.wire.schema import ITEM_BYTES, Schema, TensorSpec
-from zerofl.exchange.wire.values import DIFFERENCES, FLOAT32, PLAIN, VALUES, decode_values, encode_values
+from zerofl.exchange.wire.schema import Schema, TensorSpec
+from zerofl.exchange.wire.values import (
+    DIFFERENCES,
+    FLOAT32,
+    INT8,
+    PLAIN,
+    VALUES,
+    WIDTHS,
+    decode_values,
+    encode_values,
+    int8_scale,
+)
 
 MAGIC = b"ZFL\x01"
 _HEADER = struct.Struct("<4sB8s")
@@ -45,14 +55,13 @@ def encode(
         positions: one of `POSITIONS`. With "csr" values are plain, as in §6.
         received: the model that the client received (`received_model`): what it tells of the update need not be sent.
             Then `decode` needs it too.
-        generator: what int8 rounds with.
+        generator: what int8 rounds with, at random and without bias; without it int8 rounds to nearest.
 
     Raises:
         ValueError: unknown `values` or `positions`, or a tensor that is missing,
             of another shape or type than the schema's, or holds a non-finite value.
     """
-    if values not in VALUES or positions not in POSITIONS:
-        raise ValueError(f"values = {values!r} and positions = {positions!r}: expected of {[*VALUES]} and {POSITIONS}")
+    _expect_known(values, positions)
     known = received.tensors if received is not None and positions == "cheapest" else {}
     parts: list[bytes] = []
     refers = False
@@ -68,13 +77,23 @@ def encode(
             )
         before, done = known.get(name), encoded.get(id(tensor))
         if done is None or not _is_same(before, done.before):
-            kind = PLAIN if positions == "csr" else VALUES[values] if len(shape) > 1 else FLOAT32
+            kind = PLAIN if positions == "csr" else _kind_of(shape, values)
             done = encoded[id(tensor)] = _encode_tensor(tensor, name, kind, positions, before, update.adds, generator)
         parts += done.parts
         refers = refers or done.refers
     head = _HEADER.pack(MAGIC, update.adds * _ADDS | refers * _REFERS, schema.digest)
     reference = struct.pack("<I", received.checksum) if received is not None and refers else b""
     return b"".join([head, reference, *parts])
+
+
+def _expect_known(values: str, positions: str = "cheapest") -> None:
+    if values not in VALUES or positions not in POSITIONS:
+        raise ValueError(f"values = {values!r} and positions = {positions!r}: expected of {[*VALUES]} and {POSITIONS}")
+
+
+def _kind_of(shape: torch.Size, values: str) -> int:
+    """What kind of values a float32 tensor of this shape is sent as, if these are asked for."""
+    return VALUES[values] if len(shape) > 1 else FLOAT32
 
 
 class _Encoded(NamedTuple):
@@ -152,20 +171,23 @@ def _referred_to(checksum: int, received: Received | None) -> Received:
     return received
 
 
-def encode_state(state: State, schema: Schema) -> bytes:
-    """The payload of a whole model, as the server broadcasts it: lossless, to the bit.
+def encode_state(state: State, schema: Schema, values: str = "float32") -> bytes:
+    """The payload of a whole model, as the server broadcasts it: with float32 values lossless, to the bit.
 
-    A tensor is sent sparse where the positions cost less than the zeros they leave out.
+    A tensor is sent sparse where the positions cost less than the zeros they leave out; with int8 what rounds to zero
+    is among them. `values` are those of `encode`, rounded to nearest; it has the errors too.
     """
+    _expect_known(values)
     tensors: dict[str, Tensor | Sparse] = {}
     for name, tensor in state.items():
         tensors[name] = tensor
-        if tensor.is_floating_point() and (tensor == 0).any():
-            sparse = sparsified(tensor)
-            zeros = tensor.numel() - sparse.values.numel()  # +0 only
-            if positions_size(sparse) < ITEM_BYTES[tensor.dtype] * zeros:
+        if tensor.is_floating_point() and tensor.numel():
+            kind = _kind_of(tensor.shape, values)
+            sparse = sparsified(tensor, int8_scale(tensor.abs().max().item()) / 2 if kind == INT8 else 0.0)
+            zeros = tensor.numel() - sparse.values.numel()
+            if zeros and positions_size(sparse) < WIDTHS[kind] * zeros:
                 tensors[name] = sparse
-    return encode(Update(False, tensors), schema)
+    return encode(Update(False, tensors), schema, values=values)
 
 
 def decode_state(payload: bytes, schema: Schema) -> State:

@@ -23,11 +23,13 @@ DIFFERENCES = 4  # added to one of the last four: their differences from what wa
 VALUES = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16, "int8": INT8}
 """The value types of an update by name: float32 is lossless, the others round tensors of two or more dimensions."""
 
+WIDTHS = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2, INT8: 1}
+"""The bytes of a value of each type, before they are compressed."""
+
 # A plane is compressed only where it shrinks by a twentieth. zstd's first level is mostly its Huffman coder, a few
 # nanoseconds a byte; weights have no repetitions that the higher ones could find.
 _WORTHWHILE, _LEVEL = 0.95, 1
 _LARGEST_COUNT = 2**53  # a double, in which counters are averaged, holds every whole number up to it
-_WIDTHS = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2, INT8: 1}  # bytes of a value
 
 
 class _Zstd(threading.local):
@@ -47,7 +49,7 @@ def encode_values(
     """Finite float32 [n] or int64 [n] -> `uint8 kind` and what it says, in pieces that nothing has copied together.
 
     With what was `received` in their place, [n], their differences if those are shorter. int8 rounds at random, by
-    `generator`.
+    `generator`, or without one to nearest.
     """
     if kind == PLAIN or values.dtype != np.float32:
         return [bytes([PLAIN]), values.tobytes()]
@@ -75,11 +77,18 @@ def _rounded(values: np.ndarray, kind: int, generator: np.random.Generator | Non
         # A power of two takes the largest value to [2^14, 2^15): no overflow, and all of half precision's small end.
         shift = max(-128, min(127, 15 - math.frexp(largest)[1])) if largest else 0
         return struct.pack("<b", shift), _float16(values, shift), shift
-    assert generator is not None, "int8 rounds at random"
-    # Unbiased: v / scale is rounded up with the probability of its fraction.
-    # The scale is a step smaller than largest / 127, so that 127 times it is never above the largest float.
-    scale = max(np.nextafter(np.float32(largest / 127), np.float32(0)), np.finfo(np.float32).tiny)
-    return struct.pack("<f", scale), _int8(values, float(scale), generator.random(len(values))), float(scale)
+    # Unbiased with a generator: v / scale is rounded up with the probability of its fraction.
+    up = 0.5 if generator is None else generator.random(len(values))
+    scale = int8_scale(largest)
+    return struct.pack("<f", scale), _int8(values, scale, up), scale
+
+
+def int8_scale(largest: float) -> float:
+    """What a level of int8 stands for, where this is the largest magnitude.
+
+    A step smaller than largest / 127, so that 127 times it is never above the largest float.
+    """
+    return float(max(np.nextafter(np.float32(largest / 127), np.float32(0)), np.finfo(np.float32).tiny))
 
 
 def _numbers_received(received: ReceivedEntries, kind: int, scale: float) -> np.ndarray:
@@ -220,7 +229,7 @@ def _encode_planes(planes: np.ndarray) -> list[bytes]:
 
 def _decode_planes(reader: Reader, count: int, kind: int) -> np.ndarray:
     """The planes, uint8 [planes, count], that `_encode_planes` wrote."""
-    planes = np.empty((_WIDTHS[kind], count), np.uint8)
+    planes = np.empty((WIDTHS[kind], count), np.uint8)
     compressed_planes = reader.byte()
     if compressed_planes >> len(planes):
         raise reader.refuse(f"marks planes {compressed_planes:#x} as compressed, it has only {len(planes)}")
