@@ -32,7 +32,7 @@ def test_no_two_of_many_lines_have_one_colour(tmp_path: Path) -> None:
 def test_figures_are_those_that_the_runs_have_what_is_needed_for(sweep: Path) -> None:
     headings = [figure.heading for figure in figures(collect(sweep))]
     assert headings == [
-        "Accuracy", "Loss", "Accuracy against total communication", "Accuracy against what is sent up",
+        "Accuracy", "Loss", "Accuracy against total communication", "Accuracy against what is sent",
         "Figure 2: non-zero ratio after the aggregation",
         "Overlap of the clients' masks", "Overlap of the clients' masks by layer",
         *(f"Figures 3, 5 and 6: where the weights are, {row}" for row in ("swat", "top-k", "dense")),
@@ -43,11 +43,11 @@ def test_figures_are_those_that_the_runs_have_what_is_needed_for(sweep: Path) ->
 def test_the_frontier_joins_the_rows_that_no_other_beats(sweep: Path) -> None:
     # top-k sends the least and ends lowest, dense sends as much as swat and ends above it.
     collection = collect(sweep)
-    (figure,) = [figure for figure in figures(collection) if figure.heading == "Accuracy against what is sent up"]
+    (figure,) = [figure for figure in figures(collection) if figure.heading == "Accuracy against what is sent"]
     for name in (b"swat", b"top-k", b"dense"):
         assert b"<!-- %b -->" % name in figure.svg
-    (steps,) = re.findall(rb'<path d="([^"]*)"[^>]*stroke: #999999', figure.svg)
-    assert len(re.findall(rb"[ML] ", steps)) == 3  # top-k, along and up to dense
+    steps = re.findall(rb'<path d="([^"]*)"[^>]*stroke: #999999', figure.svg)
+    assert [len(re.findall(rb"[ML] ", line)) for line in steps] == [3, 3]  # up, both ways: top-k, along and up to dense
     swat, top_k, _, _ = collection.rows
     assert frontier(collection._replace(rows=[swat, top_k])) is None
 
@@ -112,6 +112,12 @@ def test_figure_4_has_a_line_for_each_way_of_dealing(tmp_path: Path) -> None:
 def test_figure_4_needs_four_different_mask_ratios_in_one_line(tmp_path: Path) -> None:
     """As in Table 1, whose three are there IID and not; and three of which one is there twice."""
     text = four_ratios("alpha = 1.0", "alpha = 1000.0").replace("mask_ratio = 0.4", "mask_ratio = 0.3")
+    assert by_mask_ratio(collect(write_sweep(tmp_path / "sweep", text))) is None
+
+
+@pytest.mark.parametrize("option", ["average_decay = 0.9", 'downlink_values = "int8"', 'server_optimizer = "fedavgm"'])
+def test_a_row_beyond_the_paper_is_none_of_figure_4s_mask_ratios(option: str, tmp_path: Path) -> None:
+    text = four_ratios("alpha = 1.0").replace("mask_ratio = 0.4", f"mask_ratio = 0.4, {option}")
     assert by_mask_ratio(collect(write_sweep(tmp_path / "sweep", text))) is None
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from zerofl.report.cells import Beside, Cell, Table, as_csv, escaped, lines_of, markdown
 from zerofl.report.collect import Collection
-from zerofl.report.figures import Figure, figures
+from zerofl.report.drawing import Figure
+from zerofl.report.figures import figures
 from zerofl.report.tables import tables
 from zerofl.run.files import ResultsError, write_atomically
 

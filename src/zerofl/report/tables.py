@@ -29,7 +29,7 @@ BEYOND = (
     "downlink_values",
     "storage",
 )
-"""Keys that go beyond the paper: rows that set them are not in its tables, and nor are those of FedAvgM."""
+"""Keys that go beyond the paper: rows that set them are not in its tables and Figure 4, nor are those of FedAvgM."""
 
 SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savings"]
 
@@ -37,6 +37,14 @@ SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savi
 def strategy(experiment: Experiment) -> str:
     """The key into STRATEGIES."""
     return "dense" if experiment.sparsity == 0 and not experiment.activation_sparsity else experiment.uplink
+
+
+def is_beyond(experiment: Experiment) -> bool:
+    """Whether a row goes beyond the paper (`BEYOND`)."""
+    plain = Experiment()
+    return experiment.server_optimizer == "fedavgm" or any(
+        getattr(experiment, key) != getattr(plain, key) for key in BEYOND
+    )
 
 
 def setting(experiment: Experiment) -> str:
@@ -53,11 +61,10 @@ def paper_table(collection: Collection) -> Table | None:
 
     Without rows that go beyond the paper. None if two of the others would meet in a cell, as those of Figure 1 do.
     """
-    plain = Experiment()
     cells: dict[tuple[tuple[str, float, float | None], tuple[str, str]], ReportRow] = {}
     for row in collection.rows:
         e = row.experiment
-        if e.server_optimizer == "fedavgm" or any(getattr(e, key) != getattr(plain, key) for key in BEYOND):
+        if is_beyond(e):
             continue
         whole = strategy(e) in ("dense", "full")
         key = (e.dataset, e.sparsity, None if whole else e.mask_ratio), (strategy(e), setting(e))
