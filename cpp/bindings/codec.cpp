@@ -62,6 +62,14 @@ void expect_counted(bool counted) {
   if (!counted) throw nb::value_error("the bitmaps are not those of the classes");
 }
 
+// A value for each bit of x's entries.
+template <class X, class Values>
+void expect_entries(const X& x, const ConstBytes& bits, const Values& values) {
+  expect(bits, {(x.size() + 7) / 8}, "bits");
+  if (count_bits(bits.data(), x.size()) != values.size())
+    throw nb::value_error("values does not have an entry for each bit, or there is a bit behind the last entry");
+}
+
 template <class T>
 void bind_dealing(nb::module_& m) {
   const auto release = nb::call_guard<nb::gil_scoped_release>();
@@ -134,12 +142,17 @@ void bind_codec(nb::module_& m) {
   m.def(
       "take_bits",
       [](ConstFloats<1> x, ConstBytes bits, Floats<1> values) {
-        expect(bits, {(x.size() + 7) / 8}, "bits");
-        if (count_bits(bits.data(), x.size()) != values.size())
-          throw nb::value_error("values does not have an entry for each bit, or there is a bit behind the last entry");
-        take_bits(x.data(), bits.data(), x.size(), values.data(), values.size());
+        expect_entries(x, bits, values);
+        kernels->take_bits(x.data(), bits.data(), x.size(), values.data(), values.size());
       },
       "x"_a, "bits"_a, "values"_a, release);
+  m.def(
+      "add_entries",
+      [](Floats<1> x, ConstBytes bits, ConstFloats<1> values, float weight) {
+        expect_entries(x, bits, values);
+        kernels->add_entries(x.data(), bits.data(), x.size(), values.data(), values.size(), weight);
+      },
+      "x"_a, "bits"_a, "values"_a, "weight"_a, release);
   m.def(
       "split_planes",
       [](Numbers<const uint32_t> numbers, Numbers<uint8_t> planes) {

@@ -22,9 +22,6 @@ bool ans_decode(const uint32_t* cumulative, const int64_t* sizes, int64_t models
 // How many bits are set; -1 if one of those that belong to no entry is.
 int64_t count_bits(const uint8_t* bits, int64_t count);
 
-// The entries of x where there is a bit, of which there are `found`, one after another.
-void take_bits(const float* x, const uint8_t* bits, int64_t count, float* values, int64_t found);
-
 // Numbers of four bytes, rotated left by one bit -> the plane of their highest bytes, the next one, and so on; and back.
 void split_planes(const uint32_t* numbers, int64_t count, uint8_t* planes);
 void merge_planes(const uint8_t* planes, int64_t count, uint32_t* numbers);

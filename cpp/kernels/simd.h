@@ -107,6 +107,13 @@ INLINE uint32_t bits(VecInt truth) {
 #endif
 }
 
+// The bits of each byte in the other order.
+INLINE uint32_t mirrored(uint32_t mask) {
+  mask = (mask >> 4 & 0x0f0f0f0f) | (mask & 0x0f0f0f0f) << 4;
+  mask = (mask >> 2 & 0x33333333) | (mask & 0x33333333) << 2;
+  return (mask >> 1 & 0x55555555) | (mask & 0x55555555) << 1;
+}
+
 // The lanes from `mask`'s bits: all ones where the bit is set.
 INLINE VecInt lanes(uint32_t mask) {
   VecInt bit;
@@ -126,6 +133,17 @@ struct SetLanes {
   }
 };
 constexpr SetLanes SET_LANES;
+// The other way: by a mask of lanes how many are set below each one.
+struct Ranks {
+  static constexpr int BYTES = SetLanes::BYTES;
+  uint8_t of[1 << LANES][LANES * BYTES];
+  constexpr Ranks() : of{} {
+    for (int mask = 0; mask < 1 << LANES; ++mask)
+      for (int lane = 0, n = 0; lane < LANES; n += mask >> lane++ & 1)
+        for (int byte = 0; byte < BYTES; ++byte) of[mask][lane * BYTES + byte] = (uint8_t)(n * BYTES + byte);
+  }
+};
+constexpr Ranks RANKS;
 #endif
 
 // Write the lanes of two vectors where the mask's bits are set; returns how many. Up to LANES entries behind them are
@@ -149,6 +167,43 @@ INLINE int compress(Vec v, VecInt w, uint32_t mask, float* vs, uint32_t* ws) {
   }
 #endif
   return __builtin_popcount(mask);
+}
+
+// The same of one vector.
+INLINE int compress(Vec v, uint32_t mask, float* vs) {
+#if defined(__AVX512F__)
+  store(vs, _mm512_maskz_compress_ps((__mmask16)mask, v));
+#elif defined(__AVX2__)
+  const __m256i set = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(SET_LANES.of[mask])));
+  store(vs, _mm256_permutevar8x32_ps(v, set));
+#elif defined(__aarch64__)
+  store(vs, (Vec)vqtbl1q_u8((uint8x16_t)v, vld1q_u8(SET_LANES.of[mask])));
+#else
+  for (int lane = 0, n = 0; lane < LANES; ++lane) {
+    vs[n] = v[lane];
+    n += (int)(mask >> lane & 1);
+  }
+#endif
+  return __builtin_popcount(mask);
+}
+
+// The numbers from `vs` on, one in each lane where the mask's bit is set; what the others get says nothing.
+INLINE Vec expand(const float* vs, uint32_t mask) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_expand_ps((__mmask16)mask, load(vs));
+#elif defined(__AVX2__)
+  const __m256i rank = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(RANKS.of[mask])));
+  return _mm256_permutevar8x32_ps(load(vs), rank);
+#elif defined(__aarch64__)
+  return (Vec)vqtbl1q_u8((uint8x16_t)load(vs), vld1q_u8(RANKS.of[mask]));
+#else
+  Vec v;
+  for (int lane = 0, n = 0; lane < LANES; ++lane) {
+    v[lane] = vs[n];
+    n += (int)(mask >> lane & 1);
+  }
+  return v;
+#endif
 }
 
 // rows[i][j] = rows[j][i], by interleaving halves: after log2(LANES) rounds every lane is in its place.

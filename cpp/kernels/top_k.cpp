@@ -90,10 +90,7 @@ int64_t active_bits(const float* x, const float* by, float threshold, int64_t co
     for (int v = 0; v < BITS; v += LANES)
       mask |= bits(~(magnitude(load(by + i + v)) < limit) & ((VecInt)load(x + i + v) != 0)) << v;
     found += __builtin_popcount(mask);
-    // A byte's first entry is its highest bit.
-    mask = (mask >> 4 & 0x0f0f0f0f) | (mask & 0x0f0f0f0f) << 4;
-    mask = (mask >> 2 & 0x33333333) | (mask & 0x33333333) << 2;
-    mask = (mask >> 1 & 0x55555555) | (mask & 0x55555555) << 1;
+    mask = mirrored(mask);  // a byte's first entry is its highest bit
     for (int byte = 0; byte < BITS / 8; ++byte) *bitmap++ = (uint8_t)(mask >> 8 * byte);
   }
   for (; i < count; i += 8) {

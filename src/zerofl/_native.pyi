@@ -256,6 +256,9 @@ def active_bits(x: Tensor, by: Tensor, threshold: float, bits: Tensor) -> int:
 def take_bits(x: Tensor, bits: Tensor, values: Tensor) -> None:
     """`values` gets the entries of x that have a bit; it has room for just these."""
 
+def add_entries(x: Tensor, bits: Tensor, values: Tensor, weight: float) -> None:
+    """The entries of x that have a bit get weight times a value each, of which there are just so many."""
+
 def split_planes(numbers: np.ndarray, planes: np.ndarray) -> None:
     """uint32 [n] -> uint8 [4 n]: see `zerofl.exchange.wire.values`."""
 

@@ -346,8 +346,16 @@ void check_selection() {
        static_cast<double>(active));
   if (bits != expected) fail("active_bits", 1, 0);
   std::vector<float> taken(active);
-  take_bits(x.data(), bits.data(), count, taken.data(), active);
+  kernels.take_bits(x.data(), bits.data(), count, taken.data(), active);
   if (taken != kept) fail("take_bits", 1, 0);
+  std::vector<float> sums = x, plain = x;
+  kernels.add_entries(sums.data(), bits.data(), count, kept.data(), active, 0.3f);
+  for (int64_t i = 0; i < count; ++i)
+    if (bits[i / 8] >> (7 - i % 8) & 1) {
+      volatile float product = 0.3f * x[i];
+      plain[i] += product;
+    }
+  if (sums != plain) fail("add_entries", 1, 0);
   std::vector<uint32_t> numbers(count), back(count);
   for (uint32_t& number : numbers) number = static_cast<uint32_t>(random_bits());
   std::vector<uint8_t> planes(4 * count);

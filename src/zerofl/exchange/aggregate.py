@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zerofl.exchange.update import Sparse, State, Update
+from zerofl.exchange.update import Sparse, State, Update, add_entries
 
 # A power of two, so that it changes no digit of floats above 1e-23. With it the sums of 65,536 clients' largest floats,
 # weighted with up to 2^32 samples each, stay finite.
@@ -52,7 +52,7 @@ def average(received: State, updates: Iterable[tuple[Update, int]], device: str 
 def _add(total: Tensor, tensor: Tensor | Sparse, weight: float) -> None:
     """Add a tensor times its weight to a sum, in place."""
     if isinstance(tensor, Sparse):
-        total.view(-1).index_add_(0, tensor.positions(total.device), tensor.values.to(total.device), alpha=weight)
+        add_entries(total, tensor, weight)
     else:
         total.add_(tensor.to(total.device), alpha=weight)
 

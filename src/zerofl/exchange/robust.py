@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from zerofl.exchange.update import Sparse, State, Update
+from zerofl.exchange.update import Sparse, State, Update, entries_at
 
 T = TypeVar("T")
 
@@ -91,7 +91,7 @@ def _change(before: Tensor, tensor: Tensor | Sparse, adds: bool) -> Tensor:
 
 
 def _where_sent(before: Tensor, tensor: Tensor | Sparse) -> Tensor:
-    return before.flatten()[tensor.positions()] if isinstance(tensor, Sparse) else before
+    return entries_at(before.contiguous(), tensor.bits) if isinstance(tensor, Sparse) else before
 
 
 def _is_change(tensor: Tensor | Sparse, adds: bool) -> bool:

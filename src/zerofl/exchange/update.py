@@ -55,6 +55,21 @@ class Update:
     tensors: dict[str, Tensor | Sparse]
 
 
+def entries_at(x: Tensor, bits: Tensor) -> Tensor:
+    """The entries of a contiguous float32 `x` on the CPU that have a bit, uint8 [ceil(numel / 8)]: float32 [nnz]."""
+    if dispatch.takes(x):
+        return kernels.entries_at(x, bits, int(np.bitwise_count(bits.numpy()).sum()))
+    return x.detach().flatten()[torch.from_numpy(np.unpackbits(bits.numpy(), count=x.numel()).view(bool))]
+
+
+def add_entries(x: Tensor, sparse: Sparse, weight: float) -> None:
+    """Add some entries, times a weight, to a contiguous float32 `x`, in place."""
+    if dispatch.takes(x, sparse.values):
+        kernels.add_entries(x, sparse.bits, sparse.values, weight)
+    else:
+        x.view(-1).index_add_(0, sparse.positions(x.device), sparse.values.to(x.device), alpha=weight)
+
+
 def sparsified(x: Tensor, least: float = 0.0) -> Sparse:
     """The entries of float32 `x` on the CPU that are not +0, to the bit (-0 is kept), and not below a magnitude."""
     return entries(x, x, torch.tensor(least))

@@ -13,7 +13,7 @@ from zerofl.exchange.aggregate import ServerOptimizer, average, fedadam, fedavg,
 from zerofl.exchange.overlap import MaskCounts
 from zerofl.exchange.robust import clipped, trimmed_mean
 from zerofl.exchange.round_mean import round_mean, with_round_mean
-from zerofl.exchange.rounded import moved
+from zerofl.exchange.rounded import put_back, rounding
 from zerofl.exchange.update import State, Update
 from zerofl.experiment import Experiment
 from zerofl.fl.precision import arithmetic
@@ -77,6 +77,7 @@ def step(
     """
     e, failures, records, masks = experiment, list[Failure](), list[ClientRecord](), MaskCounts()
     received = state.model if sent is None else sent
+    taken_off = rounding(state.model, received)
 
     def usable() -> Iterator[tuple[Update, ClientRecord]]:
         for answer in answers:
@@ -89,7 +90,7 @@ def step(
     def updates() -> Iterator[tuple[Update, int]]:
         for update, record, clip in clipped(received, usable(), e.clip_norm, e.clip_median):
             records.append(replace(record, update_norm=clip.norm, clip_factor=clip.factor) if clip else record)
-            yield moved(update, received, state.model), record.examples
+            yield put_back(update, taken_off), record.examples
 
     if e.trim_clients:
         averaged = trimmed_mean(state.model, updates(), e.trim_clients, e.device)

@@ -1,5 +1,7 @@
 """Figures of where the active weights are: the paper's Figures 2, 3, 5 and 6, and how far clients' masks overlap."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from matplotlib import colormaps, rc_context
@@ -29,7 +31,7 @@ def nonzero_ratios(collection: Collection) -> Figure | None:
                 shade = 0.85 * number / max(1, len(layers) - 1)
                 values = [record.nonzero_ratio[layer] for record in records]
                 rounds = [record.round for record in records]
-                look = {"color": colormaps["viridis"](shade), "ls": drawing.DASHES[number % 4], "lw": 1}
+                look: dict[str, Any] = {"color": colormaps["viridis"](shade), "ls": drawing.DASHES[number % 4], "lw": 1}
                 axes.plot(rounds, values, label=layer, **look)
             axes.axhline(1 - e.sparsity + e.mask_ratio, color="black", lw=0.8)
             axes.set(title=f"{row.name}: clients send {1 - e.sparsity + e.mask_ratio:.0%}")

@@ -80,6 +80,18 @@ def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Ten
     return bits, values
 
 
+def entries_at(x: Tensor, bits: Tensor, count: int) -> Tensor:
+    """The entries of a contiguous `x` that have a bit, of which there are `count`: float32 [count]."""
+    values = small((count,))
+    native.take_bits(x.detach().view(-1), bits, values)
+    return values
+
+
+def add_entries(x: Tensor, bits: Tensor, values: Tensor, weight: float) -> None:
+    """Add to the entries of a contiguous `x` that have a bit a value each, times a weight."""
+    native.add_entries(x.view(-1), bits, values, weight)
+
+
 class Chosen(NamedTuple):
     """What was active: all from these thresholds on. The input's is None if its entries were not looked for."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.sparse.operands import _native
-from zerofl.exchange.update import active_entries, sparsified
+from zerofl.exchange.update import active_entries, add_entries, entries_at, sparsified
 from zerofl.exchange.wire import entropy, native, received
 from zerofl.exchange.wire.values import add, merge_planes, split_planes, subtract
 from zerofl.sparse import dispatch, kernels
@@ -70,6 +70,22 @@ def test_active_entries(pair: tuple[np.ndarray, np.ndarray], threshold: float) -
         expected_bits, expected_values = active_entries(x, ranks, threshold)
         assert bits.tolist() == expected_bits.tolist()
         assert values.numpy().tobytes() == expected_values.numpy().tobytes()
+
+
+@given(st.integers(0, 300), st.integers(0, 2**32 - 1), st.sampled_from([1.0, -0.3, 2.0**-40]))
+def test_entries_taken_and_added(numel: int, seed: int, weight: float) -> None:
+    """To the bit what PyTorch and numpy do, also where there are no kernels."""
+    generator = np.random.default_rng(seed)
+    x, y = (torch.from_numpy(generator.standard_normal(numel, np.float32)) for _ in range(2))
+    sparse = sparsified(torch.where(torch.from_numpy(generator.random(numel) < 0.4), y, 0.0))
+    expected = x.clone().index_add_(0, sparse.positions(), sparse.values, alpha=weight)
+    for reason in (dispatch.UNAVAILABLE, "no compiler"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dispatch, "UNAVAILABLE", reason)
+            total = x.clone()
+            add_entries(total, sparse, weight)
+            assert total.tolist() == expected.tolist()
+            assert entries_at(x, sparse.bits).tolist() == x[sparse.positions()].tolist()
 
 
 def test_active_entries_of_any_shape_and_order() -> None:
@@ -156,6 +172,9 @@ def test_memory_of_another_size_or_type_is_refused() -> None:
         ("bits does not have the shape", lambda: _native.take_bits(x, bits[:2], torch.ones(0))),
         ("values does not have an entry for each bit", lambda: _native.take_bits(x, bits, torch.ones(1))),
         ("there is a bit behind the last entry", lambda: _native.take_bits(x, behind_the_last, torch.ones(1))),
+        ("bits does not have the shape", lambda: _native.add_entries(x, bits[:2], torch.ones(0), 1.0)),
+        ("values does not have an entry for each bit", lambda: _native.add_entries(x, bits, torch.ones(1), 1.0)),
+        ("there is a bit behind the last entry", lambda: _native.add_entries(x, behind_the_last, torch.ones(1), 1.0)),
         ("planes does not have 4 bytes", lambda: _native.split_planes(numbers, np.ones(19, np.uint8))),
         ("planes does not have 4 bytes", lambda: _native.merge_planes(np.ones(21, np.uint8), numbers)),
     ]

@@ -4,8 +4,6 @@
 """
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from zerofl.sparse.dispatch import native
 
@@ -94,10 +92,3 @@ def add(received: np.ndarray, differences: np.ndarray) -> np.ndarray:
     numbers = np.empty_like(differences)
     native.add(received, differences, numbers)
     return numbers
-
-
-def take_bits(numbers: np.ndarray, bits: Tensor) -> np.ndarray:
-    """The numbers, of float32 [n], that have a bit in uint8 [ceil(n / 8)]."""
-    taken = np.empty(int(np.bitwise_count(bits.numpy()).sum()), np.float32)
-    native.take_bits(torch.from_numpy(numbers), bits, torch.from_numpy(taken))
-    return taken

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zerofl.exchange.update import State
+from zerofl.exchange.update import State, entries_at
 from zerofl.exchange.wire import native
 from zerofl.exchange.wire.schema import Schema
 from zerofl.sparse import dispatch
@@ -39,7 +39,7 @@ class ReceivedTensor(NamedTuple):
 
     def at(self, bits: Tensor) -> ReceivedEntries:
         """The entries that have a bit, uint8 [ceil(n / 8)]."""
-        numbers = _taken(self.entries.numbers, bits)
+        numbers = entries_at(torch.from_numpy(self.entries.numbers), bits).numpy()
         return ReceivedEntries(numbers, classes_of(numbers, self.largest))
 
 
@@ -138,11 +138,3 @@ def gather(classes: np.ndarray, dealt: np.ndarray) -> np.ndarray:
     numbers = np.empty_like(dealt)
     numbers[np.argsort(classes, kind="stable")] = dealt
     return numbers
-
-
-def _taken(numbers: np.ndarray, bits: Tensor) -> np.ndarray:
-    """The numbers that have a bit."""
-    if not dispatch.UNAVAILABLE:
-        return native.take_bits(numbers, bits)
-    taken: np.ndarray = numbers[np.unpackbits(bits.numpy(), count=len(numbers)).view(bool)]
-    return taken
