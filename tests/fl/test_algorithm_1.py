@@ -4,6 +4,8 @@ import dataclasses
 import re
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 
 from tests.running import experiment_of, model_bytes, run, without_times
 from zerofl.data import load_dataset
+from zerofl.exchange.update import Update
 from zerofl.exchange.uplink import UPLINKS
 from zerofl.fl.client import train_client
-from zerofl.fl.server import initial_state, step
+from zerofl.fl.server import Answer, initial_state, step
 
 # As docs/method.md has it.
 LOOP = """
@@ -96,3 +99,23 @@ def test_the_order_of_answers_decides_nothing_but_rounding(cifar_root: Path) -> 
     assert record.clients == same.clients == [0, 2, 4]
     for name, tensor in one.model.items():
         torch.testing.assert_close(tensor, other.model[name])
+
+
+@pytest.mark.parametrize("values", ["float32", "int8"])
+def test_an_update_is_let_go_before_the_next_one_is_asked_for(values: str, cifar_root: Path) -> None:
+    experiment = experiment_of(cifar_root, uplink="top_k_weights", downlink_values=values)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    state = initial_state(experiment, dataset)
+    sent = state.model if values == "float32" else {name: tensor.clone() for name, tensor in state.model.items()}
+    made: list[weakref.ref[Update]] = []
+
+    def answers() -> Iterator[Answer]:
+        for client in (0, 2, 4):
+            assert all(update() is None for update in made)
+            answer = train_client(sent, dataset, experiment, 1, client)
+            made.append(weakref.ref(answer[0]))
+            yield answer
+            del answer
+
+    step(state, answers(), experiment, dataset, 1, sent)
+    assert len(made) == 3

@@ -34,8 +34,8 @@ def average(received: State, updates: Iterable[tuple[Update, int]], device: str 
             raise ValueError("some updates hold weights and others changes: expected those of one uplink strategy")
         adds = update.adds
         examples += num_examples
-        for name, tensor in update.tensors.items():
-            _add(sums[name], tensor, num_examples * _SCALE)
+        _add(sums, update, num_examples * _SCALE)
+        del update  # before the next one is made
     if not examples:
         return dict(received)
     averaged: State = {}
@@ -49,12 +49,14 @@ def average(received: State, updates: Iterable[tuple[Update, int]], device: str 
     return averaged
 
 
-def _add(total: Tensor, tensor: Tensor | Sparse, weight: float) -> None:
-    """Add a tensor times its weight to a sum, in place."""
-    if isinstance(tensor, Sparse):
-        add_entries(total, tensor, weight)
-    else:
-        total.add_(tensor.to(total.device), alpha=weight)
+def _add(sums: State, update: Update, weight: float) -> None:
+    """Add an update times its weight to the sums, in place."""
+    for name, tensor in update.tensors.items():
+        total = sums[name]
+        if isinstance(tensor, Sparse):
+            add_entries(total, tensor, weight)
+        else:
+            total.add_(tensor.to(total.device), alpha=weight)
 
 
 class ServerOptimizer(NamedTuple):

@@ -39,6 +39,7 @@ def clipped(
     if not norm and not median:
         for update, of in updates:
             yield update, of, None
+            del update  # before the next one is made
         return
     measured: Iterable[tuple[Update, T, dict[str, float]]] = ((u, of, change_norms(received, u)) for u, of in updates)
     bounds: dict[str, float] = {}

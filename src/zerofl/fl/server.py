@@ -86,11 +86,15 @@ def step(
                 continue
             masks.add(answer[0])
             yield answer
+            del answer
 
     def updates() -> Iterator[tuple[Update, int]]:
         for update, record, clip in clipped(received, usable(), e.clip_norm, e.clip_median):
             records.append(replace(record, update_norm=clip.norm, clip_factor=clip.factor) if clip else record)
-            yield put_back(update, taken_off), record.examples
+            onto_own = put_back(update, taken_off)
+            del update
+            yield onto_own, record.examples
+            del onto_own
 
     if e.trim_clients:
         averaged = trimmed_mean(state.model, updates(), e.trim_clients, e.device)

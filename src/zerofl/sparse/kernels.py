@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -82,7 +83,8 @@ def active_entries(x: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Ten
 
 def entries_at(x: Tensor, bits: Tensor, count: int) -> Tensor:
     """The entries of a contiguous `x` that have a bit, of which there are `count`: float32 [count]."""
-    values = small((count,))
+    # numpy's memory, which is not aligned, leaves fewer holes: with torch.empty ten updates peak at 0.2 models more.
+    values = torch.from_numpy(np.empty(count, np.float32))
     native.take_bits(x.detach().view(-1), bits, values)
     return values
 
