@@ -28,6 +28,7 @@ PUBLIC = {
     "zerofl.exchange.wire": tuple(zerofl.exchange.wire.__all__),
     "zerofl.exchange.aggregate": ("ServerOptimizer", "average", "fedadam", "fedavg", "fedavgm", "nonzero_ratio"),
     "zerofl.exchange.robust": ("Clip", "clipped", "trimmed_mean"),
+    "zerofl.exchange.rounded": ("put_back", "rounding"),
     "zerofl.data": tuple(zerofl.data.__all__),
     "zerofl.data.partition": ("lda_partition", "validation_split"),
     "zerofl.data.flwr_partitioner": ("LdaPartitioner",),

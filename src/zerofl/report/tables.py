@@ -245,7 +245,7 @@ def traffic_table(collection: Collection) -> Table | None:
     columns = ["Row", "Uplink MB", "Downlink MB", "Both MB", "Refused MB", "Savings, both ways"]
     note = (
         "MB of 10^6 bytes of the whole run, the mean over the finished seeds. The model goes down to every client of a "
-        "round, losslessly coded, and once more where clients validate. Savings, both ways, are against the model's "
+        "round, and once more where clients validate. Savings, both ways, are against the model's "
         "numbers as they are, up and down once for each update. Refused are payloads that were no update."
     )
     return Table("Total communication", columns, rows, note)
