@@ -75,11 +75,10 @@ def run_rounds(
     _, validated = clients_of(experiment)
     reach = connect()
 
-    first = checkpoint.round + 1 if checkpoint else 1
     payload, sent = _as_sent(state.model, schema, experiment)
     with ThreadPoolExecutor(1, "record") as writer:  # a round is written while the next one is trained
         saved: Future[None] = writer.submit(lambda: None)
-        for round in range(first, experiment.rounds + 1):
+        for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
             started = time.perf_counter()
             clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
             answers = reach.train(sent, payload, round, clients)
