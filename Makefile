@@ -7,8 +7,10 @@ BIN := .venv/bin
 demo: .venv/demo.installed
 	$(BIN)/zerofl run demo --resume
 
+# Files of tests at once: as many as the smallest machine has cores. `make test JOBS=8` takes 2 GB of memory for each.
+JOBS ?= 2
 test: .venv/test.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: .venv/dev.installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

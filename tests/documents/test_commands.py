@@ -153,15 +153,16 @@ def check_flwr(words: list[str], own_file: Path) -> None:
 
 
 def check_make(words: list[str], own_file: Path) -> None:
-    """The target is there, and the parser takes what it runs; the tests that TESTS names are there."""
+    """The target is there, the parser takes what it runs, and it reads each variable; what TESTS names is there."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (recipe,) = re.findall(rf"^{words[0]}:.*\n((?:\t.*\n)*)", makefile, re.MULTILINE)
     for command in re.findall(r"\$\(BIN\)/zerofl (.*)", recipe):
         check_zerofl(command.split(), own_file)
     for variable in words[1:]:
-        name, _, tests = variable.partition("=")
-        assert name == "TESTS"
-        assert all((ROOT / test).exists() for test in tests.split())
+        name, _, value = variable.partition("=")
+        assert f"$({name})" in recipe
+        assert name != "JOBS" or value.isdecimal()
+        assert name != "TESTS" or all((ROOT / test).exists() for test in value.split())
 
 
 def check_pip(words: list[str], own_file: Path) -> None:
@@ -238,7 +239,8 @@ def test_commands_are_found_where_they_stand(tmp_path: Path) -> None:
         "zerofl run nowhere", "zerofl run demo --sett rounds=5", "zerofl run demo --set runds=5",
         "zerofl run FILE_OR_PRESET [--onyl RUN]", "zerofl data chek", "zerofl data fetch mnist5k --root DIR",
         "python benchmarks/nothing.py", "python benchmarks/engines.py overhead-0.3", "python benchmarks/positions.py 3",
-        "python benchmarks/adoption.py --sedes 3", "make nothing", "pip install zerofl", "pip install '.[nothing]'",
+        "python benchmarks/adoption.py --sedes 3", "make nothing", "make test JOB=8",
+        "make test JOBS=many", "make wheel TESTS=tests/nothing", "pip install zerofl", "pip install '.[nothing]'",
         "flwr runn examples/flower-app", "flwr run examples/nothing", "curl example.org", "docker-compose up",
         "flwr run examples/flower-app -c 'out=\"/data/runs\"'",  # two nodes for ten clients
         "flwr run examples/flower-app -c 'out=\"/data/runs\" runds=5' --federation-config num-supernodes=10",
