@@ -111,7 +111,7 @@ struct Phase {
   int plane_row_step, plane_column_step;  // from one to the next in the plane
 };
 
-constexpr int SPARE = 16;  // entries that find_active may overwrite behind what it found
+constexpr int SPARE = 16;  // entries that find_active and partition may overwrite behind what they found
 constexpr int LINEAR_OUT = 64, LINEAR_IN = 512;  // channels of a linear layer's gradient that are computed at a time
 constexpr uint8_t NOWHERE = 255;
 

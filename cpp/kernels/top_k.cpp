@@ -59,16 +59,13 @@ int64_t partition(const float* x, int64_t count, float low, float high, float* b
   int64_t found = 0, over = 0, i = 0;
   const Vec lower = broadcast(low), upper = broadcast(high);
   for (; i + BITS <= count; i += BITS) {
-    uint32_t is_over = 0, is_within = 0;
     prefetch_ahead(x + i), prefetch_ahead(x + i + BITS / 2);
     for (int v = 0; v < BITS; v += LANES) {
       const Vec size = magnitude(load(x + i + v));
-      is_over |= bits(~(size <= upper)) << v;
-      is_within |= bits(size >= lower) << v;
+      const uint32_t is_over = bits(~(size <= upper));
+      over += __builtin_popcount(is_over);
+      found += compress(size, bits(size >= lower) & ~is_over, between + found);
     }
-    over += __builtin_popcount(is_over);
-    for (is_within &= ~is_over; is_within; is_within &= is_within - 1)
-      between[found++] = __builtin_fabsf(x[i + __builtin_ctz(is_within)]);
   }
   for (; i < count; ++i) {
     const float size = __builtin_fabsf(x[i]);

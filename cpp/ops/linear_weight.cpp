@@ -43,7 +43,7 @@ LinearWeight::LinearWeight(const Kernels& kernels, int threads, const Geometry& 
     part_rows = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(g.out_channels, PART / g.in_channels)));
     found = std::vector<Found>((g.out_channels + part_rows - 1) / part_rows);
     threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * g.in_channels,
-                            static_cast<int64_t>(part_rows) * g.in_channels, choice, found);
+                            static_cast<int64_t>(part_rows) * g.in_channels, choice, OF_WEIGHTS, found);
   }
   active_weights = total_size(found);
 }

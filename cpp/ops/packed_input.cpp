@@ -137,7 +137,8 @@ PackedInput::PackedInput(const Kernels& kernels, int threads, const Geometry& g,
   // A thread takes a span of channels, several where they are small.
   const int span = std::max(1, std::min<int>(g.in_channels, static_cast<int>(SPAN / floats)));
   std::vector<Found> found(ceil_div(g.in_channels, span));
-  threshold = find_chosen(kernels, threads, input, floats * g.in_channels, floats * span, choice, found);
+  threshold =
+      find_chosen(kernels, threads, input, floats * g.in_channels, floats * span, choice, OF_ACTIVATIONS, found);
   starts.resize(static_cast<int64_t>(g.in_channels) * (lists + 1));
   memory.resize(found.size());
   entries.resize(g.in_channels);

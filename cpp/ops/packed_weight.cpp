@@ -128,7 +128,7 @@ PackedWeight::PackedWeight(const Kernels& kernels, int threads, const Geometry& 
   const int back_group = for_grad_input ? backward.phases[0].group : 0;
   std::vector<Found> found(ceil_div(g.out_channels, block));
   threshold = find_chosen(kernels, threads, weight, static_cast<int64_t>(g.out_channels) * row,
-                          static_cast<int64_t>(block) * row, choice, found);
+                          static_cast<int64_t>(block) * row, choice, OF_WEIGHTS, found);
   active_weights = total_size(found);
   const Stretches stretches{found, block, g.out_channels, row};
 

@@ -12,8 +12,6 @@
 namespace zerofl {
 namespace {
 
-constexpr float CLOSE = 0.004f,
-                GUESS = 0.03f;  // how far a weight's and an activation's threshold moves in a step, mostly
 constexpr int64_t FEW = 1 << 13;        // entries of which a threshold is found at once
 constexpr int RUN = 8;                  // neighbouring entries in a threshold's sample
 constexpr int64_t MOST_RUNS = 1 << 10;  // of the sample
@@ -21,14 +19,23 @@ constexpr int64_t PART = 1 << 16;       // entries of a tensor that a thread loo
 
 Bracket about(float near, float share) { return {near * (1 - share), near * (1 + share)}; }
 bool is_near(float near) { return near > 0 && near < INFINITY; }
+// Many candidates take more memory than the pass that they spare is worth.
+bool is_worth_keeping(int64_t active, int64_t count) { return active <= count / 4; }
 
-// The k-th largest magnitude, if it is in a bracket about `near`; then what is below is dropped. `found` is what is not
-// below the wider bracket, counted within the closer one.
-std::optional<float> choose(const Kernels& kernels, int threads, int64_t k, float near, std::vector<Found>& found) {
+// Brackets about `near`, in which to look one after the other.
+std::vector<Bracket> brackets_of(float near, Moves moves) {
+  const Bracket wide = about(near, moves.nearly_always);
+  return {about(near, moves.mostly), wide, {wide.high, INFINITY}};
+}
+
+// The k-th largest magnitude, if it is in one of the brackets; then what is below is dropped. `found` is what is not below
+// the lowest of them, counted within the first.
+std::optional<float> choose(const Kernels& kernels, int threads, int64_t k, const std::vector<Bracket>& brackets,
+                            std::vector<Found>& found) {
   const int64_t parts = static_cast<int64_t>(found.size());
-  const Bracket close = about(near, CLOSE), wide = about(near, GUESS);
-  for (const Bracket* bracket : {&close, &wide}) {
-    if (bracket == &wide) parallel(threads, parts, [&](int64_t i) { found[i].count(kernels, wide); });
+  if (total_size(found) < k) return std::nullopt;
+  for (const Bracket& bracket : brackets) {
+    if (&bracket != &brackets[0]) parallel(threads, parts, [&](int64_t i) { found[i].count(kernels, bracket); });
     int64_t over = 0;
     std::vector<float> within;
     for (const Found& f : found) {
@@ -45,6 +52,27 @@ std::optional<float> choose(const Kernels& kernels, int threads, int64_t k, floa
   return std::nullopt;
 }
 
+// Magnitudes between which the k-th largest of x is, nearly always, by a sample of short runs, an odd step apart so that
+// they meet all images and positions alike.
+Bracket sampled(const float* x, int64_t count, int64_t k) {
+  const int64_t runs = std::min(MOST_RUNS, count / (8 * RUN)), step = (count / runs - 1) | 1;
+  std::vector<float> sample;
+  for (int64_t run = 0; run < runs; ++run)
+    for (int i = 0; i < RUN; ++i) {
+      const float magnitude = std::fabs(x[run * step + i]);
+      sample.push_back(magnitude == magnitude ? magnitude : INFINITY);
+    }
+  const double size = static_cast<double>(sample.size()), share = static_cast<double>(k) / count;
+  // Neighbours are alike, so a run tells less than RUN entries would; a bracket that fails costs one more pass.
+  const double margin = 6 * std::sqrt(share * (1 - share) / size) + 1 / size;
+  const auto quantile = [&](double from_top) {
+    const auto place = sample.begin() + static_cast<int64_t>(from_top * size);
+    std::nth_element(sample.begin(), place, sample.end(), std::greater<float>());
+    return *place;
+  };
+  return {share + margin < 1 ? quantile(share + margin) : 0, share - margin > 0 ? quantile(share - margin) : INFINITY};
+}
+
 }  // namespace
 
 void Found::find(const Kernels& kernels, const float* x, int64_t count, float threshold, const Bracket* bracket) {
@@ -58,7 +86,7 @@ void Found::find(const Kernels& kernels, const float* x, int64_t count, float th
 }
 
 void Found::count(const Kernels& kernels, const Bracket& bracket) {
-  float* between = scratch(0, size);
+  float* between = scratch(0, size + SPARE);
   const int64_t found = kernels.partition(values.data(), size, bracket.low, bracket.high, between, &above);
   within.assign(between, between + found);
 }
@@ -70,7 +98,7 @@ int64_t total_size(const std::vector<Found>& found) {
 }
 
 float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part,
-                  const Choice& choice, std::vector<Found>& found) {
+                  const Choice& choice, Moves moves, std::vector<Found>& found) {
   const Stopwatch stopwatch(TOP_K);
   const int64_t parts = static_cast<int64_t>(found.size());
   const auto find = [&](float threshold, const Bracket* bracket) {
@@ -83,21 +111,26 @@ float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t c
     return given->threshold;
   }
   const auto [k, near] = std::get<TopK>(choice);
-  if (is_near(near) && k > 0) {
-    const Bracket close = about(near, CLOSE);
-    find(scan_from(near), &close);
-    if (const std::optional<float> threshold = choose(kernels, threads, k, near, found)) return *threshold;
+  std::optional<float> chosen;
+  const auto among = [&](float low, const std::vector<Bracket>& brackets) {
+    find(low, &brackets[0]);
+    return (chosen = choose(kernels, threads, k, brackets, found)).has_value();
+  };
+  if (k > 0 && is_near(near) && among(about(near, moves.nearly_always).low, brackets_of(near, moves))) return *chosen;
+  if (k > 0 && is_worth_keeping(k, count) && count > FEW) {
+    const Bracket bracket = sampled(x, count, k);
+    if (bracket.low > 0 && among(bracket.low, {bracket, {bracket.high, INFINITY}})) return *chosen;
   }
   const float threshold = top_k_threshold(kernels, threads, x, count, k);
   find(threshold, nullptr);
   return threshold;
 }
 
-float scan_from(float near) { return about(near, GUESS).low; }
+float scan_from(float near) { return about(near, OF_WEIGHTS.nearly_always).low; }
 
 bool can_scan(float near, int64_t active, int64_t rows, int64_t row) {
-  // Many candidates take more memory than the pass that they spare is worth.
-  return is_near(near) && active <= rows * row / 4 && std::min<int64_t>(rows, LINEAR_OUT) * row <= INT32_MAX;
+  return is_near(near) && is_worth_keeping(active, rows * row) &&
+         std::min<int64_t>(rows, LINEAR_OUT) * row <= INT32_MAX;
 }
 
 void gather(const Kernels& kernels, const Scan& scan, int64_t part, Candidates& candidates) {
@@ -121,7 +154,7 @@ void gather(const Kernels& kernels, const Scan& scan, int64_t part, Candidates& 
       memcpy(value, scan.values + begin, length * sizeof(float));
       index += length, value += length;
     }
-  found.count(kernels, about(candidates.near, CLOSE));  // while the values are in the caches
+  found.count(kernels, about(candidates.near, OF_WEIGHTS.mostly));  // while the values are in the caches
 }
 
 std::optional<float> choose_among(const Kernels& kernels, int threads, int64_t rows, int64_t row, const Choice& choice,
@@ -132,47 +165,29 @@ std::optional<float> choose_among(const Kernels& kernels, int threads, int64_t r
   const Stopwatch stopwatch(TOP_K);
   found = std::move(candidates.found);
   candidates = Candidates();
-  return choose(kernels, threads, top_k->k, top_k->near, found);
+  return choose(kernels, threads, top_k->k, brackets_of(top_k->near, OF_WEIGHTS), found);
 }
 
 float top_k_threshold(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t k) {
   if (k <= 0) return INFINITY;
   if (count <= FEW) {
-    std::vector<float> all(count);
+    std::vector<float> all(count + SPARE);
     int64_t above;  // NaN, which no comparison finds
     const int64_t found = kernels.partition(x, count, 0, INFINITY, all.data(), &above);
     if (k <= above) return NAN;
     std::nth_element(all.begin(), all.begin() + (k - above - 1), all.begin() + found, std::greater<float>());
     return all[k - above - 1];
   }
-  // A sample of short runs, an odd step apart so that they meet all images and positions alike, brackets the k-th
-  // magnitude. One pass counts what is above the bracket and keeps what is within, a few percent, of which the k-th is
-  // found in the same way.
-  const int64_t runs = std::min(MOST_RUNS, count / (8 * RUN)), step = (count / runs - 1) | 1;
-  std::vector<float> sample;
-  for (int64_t run = 0; run < runs; ++run)
-    for (int i = 0; i < RUN; ++i) {
-      const float magnitude = std::fabs(x[run * step + i]);
-      sample.push_back(magnitude == magnitude ? magnitude : INFINITY);
-    }
-  const double size = static_cast<double>(sample.size()), share = static_cast<double>(k) / count;
-  // Neighbours are alike, so a run tells less than RUN entries would; a bracket that fails costs a second pass.
-  const double margin = 6 * std::sqrt(share * (1 - share) / size) + 1 / size;
-  const auto quantile = [&](double from_top) {
-    const auto place = sample.begin() + static_cast<int64_t>(from_top * size);
-    std::nth_element(sample.begin(), place, sample.end(), std::greater<float>());
-    return *place;
-  };
-  float low = share + margin < 1 ? quantile(share + margin) : 0;
-  float high = share - margin > 0 ? quantile(share - margin) : INFINITY;
-
+  // One pass counts what is above the sample's bracket and keeps what is within, a few percent, of which the k-th is found
+  // in the same way.
+  auto [low, high] = sampled(x, count, k);
   const int64_t parts = (count + PART - 1) / PART;
   std::vector<int64_t> above(parts), found(parts);
   std::vector<std::vector<float>> kept(parts);
   while (true) {
     parallel(threads, parts, [&](int64_t part) {
       const int64_t begin = part * PART;
-      float* between = scratch(0, PART);
+      float* between = scratch(0, PART + SPARE);
       found[part] = kernels.partition(x + begin, std::min(PART, count - begin), low, high, between, &above[part]);
       kept[part].assign(between, between + found[part]);
     });

@@ -32,6 +32,14 @@ struct Bracket {
   float low, high;
 };
 
+// How far a threshold moves from one step to the next, as a share of it. A weight's is hardly another one; an activation's is
+// that of other images.
+struct Moves {
+  float mostly, nearly_always;
+};
+
+constexpr Moves OF_WEIGHTS{0.004f, 0.03f}, OF_ACTIVATIONS{0.03f, 0.1f};
+
 // The entries of a part of a tensor that are active, in order, and their indices in it.
 struct Found {
   Array<uint32_t> indices;
@@ -44,9 +52,10 @@ struct Found {
   void count(const Kernels& kernels, const Bracket& bracket);
 };
 
-// The active entries of each part of x, `part` entries long, and the threshold. One pass over x if the guess is good.
+// The active entries of each part of x, `part` entries long, and the threshold. One pass over x if the guess is not much too
+// high, or a sample's is not, where there is none; a few otherwise.
 float find_chosen(const Kernels& kernels, int threads, const float* x, int64_t count, int64_t part,
-                  const Choice& choice, std::vector<Found>& found);
+                  const Choice& choice, Moves moves, std::vector<Found>& found);
 
 // What a scan of a weight found from a little below `near` on, right after its update, in parts of LINEAR_OUT rows. If the
 // next threshold is close to `near`, the active entries are among these, and choosing them takes no pass over the weight.

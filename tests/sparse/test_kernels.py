@@ -72,7 +72,7 @@ def choice_of(x: Tensor, data: st.DataObject) -> tuple[Any, float]:
         return _native.AtLeast(threshold, count_of(x, data)), threshold
     k = count_of(x, data)
     threshold = top_k_threshold_by_sorting(x, k).item()
-    near = threshold * data.draw(st.sampled_from([1.0, 0.98, 1.02]))
+    near = threshold * data.draw(st.sampled_from([1.0, 0.98, 1.02, 0.92, 1.08, 0.5, 2.0]))
     guess = data.draw(st.sampled_from([0.0, near, 0.5, 4.0, 1e-45, 3e38, math.inf, math.nan, -1.0]))
     return _native.TopK(k, guess), threshold
 
