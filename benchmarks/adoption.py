@@ -1,6 +1,6 @@
-"""Flower's quickstart shape with and without ZeroFL: accuracy and measured uplink bytes, in this process.
+"""Flower's quickstart shape with and without ZeroFL: accuracy and measured bytes both ways, in this process.
 
-python benchmarks/adoption.py [--seeds N] [--rounds N] [--json FILE]            half a minute a run, two runs a seed
+python benchmarks/adoption.py [--seeds N] [--rounds N] [--json FILE]            half a minute a run, three runs a seed
 """
 
 import argparse
@@ -27,27 +27,45 @@ CLIENTS = 10
 CONFIG: dict[str, Any] = {"num-server-rounds": 10, "fraction-train": 0.5, "local-epochs": 1, "lr": 0.02}
 
 
-class CountingGrid(InProcessGrid):
-    """Counts the bytes of all arrays that come up."""
+VARIANTS = (("unadopted", False, None), ("adopted", True, None), ("adopted, int8 down", True, "int8"))
 
-    uplink_bytes = 0
+
+class CountingGrid(InProcessGrid):
+    """Counts the bytes of all arrays that go down and come up."""
+
+    uplink_bytes = downlink_bytes = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """The messages, counted."""
+        messages = list(messages)
+        self.downlink_bytes += sum(map(array_bytes, messages))
+        return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The replies, counted."""
         replies = super().pull_messages(message_ids)
-        for reply in replies:
-            if reply.has_content():
-                records = reply.content.array_records.values()
-                self.uplink_bytes += sum(len(array.data) for record in records for array in record.values())
+        self.uplink_bytes += sum(array_bytes(reply) for reply in replies if reply.has_content())
         return replies
 
 
-def run(adopted: bool, seed: int, rounds: int) -> dict[str, float]:
-    """One run of the example, as it is or with its diff applied; the last round's accuracy and all uplink bytes."""
+def array_bytes(message: Message) -> int:
+    """The bytes of all arrays in a message."""
+    return sum(len(array.data) for record in message.content.array_records.values() for array in record.values())
+
+
+def run(adopted: bool, downlink_values: str | None, seed: int, rounds: int) -> dict[str, float]:
+    """One run of the example, as it is or with its diff applied; the last round's accuracy and all bytes of arrays."""
     with tempfile.TemporaryDirectory() as folder:
         app = copytree(EXAMPLE, Path(folder) / "app")
         if adopted:
             subprocess.run(["git", "apply", "zerofl.diff"], cwd=app, check=True)
+            server_app = app / "quickstart" / "server_app.py"
+            text = server_app.read_text(encoding="utf-8")
+            assert '"fraction-train"]))\n' in text
+            packed = text.replace(
+                '"fraction-train"]))\n', f'"fraction-train"]), downlink_values={downlink_values!r})\n'
+            )
+            server_app.write_text(packed, encoding="utf-8")
         for name in [name for name in sys.modules if name.partition(".")[0] == "quickstart"]:
             del sys.modules[name]
         sys.path.insert(0, str(app))
@@ -62,24 +80,26 @@ def run(adopted: bool, seed: int, rounds: int) -> dict[str, float]:
         context = Context(RUN_ID, SERVER_NODE_ID, {}, RecordDict(), config)
         server.app(grid, context)
         final = cast(MetricRecord, context.state["final"])
-        return {"accuracy": float(cast(float, final["eval_acc"])), "uplink_bytes": grid.uplink_bytes}
+        accuracy = float(cast(float, final["eval_acc"]))
+        return {"accuracy": accuracy, "uplink_bytes": grid.uplink_bytes, "downlink_bytes": grid.downlink_bytes}
 
 
 def main() -> None:
-    """Run both with several seeds and print their figures."""
+    """Run all with several seeds and print their figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result: dict[str, Any] = {**origin(), "rounds": options.rounds}
-    for name, adopted in (("unadopted", False), ("adopted", True)):
-        runs = [run(adopted, seed, options.rounds) for seed in range(options.seeds)]
+    for name, adopted, downlink_values in VARIANTS:
+        runs = [run(adopted, downlink_values, seed, options.rounds) for seed in range(options.seeds)]
         accuracies = [r["accuracy"] for r in runs]
         spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
-        uplink_bytes = mean(r["uplink_bytes"] for r in runs)
-        result[name] = {"accuracy": mean(accuracies), "deviation": spread, "uplink_bytes": uplink_bytes, "runs": runs}
-        print(f"{name}: accuracy {mean(accuracies):.1%} ± {spread:.1%}, uplink {uplink_bytes / 1e6:.2f} MB")
+        up, down = (mean(r[key] for r in runs) for key in ("uplink_bytes", "downlink_bytes"))
+        result[name] = {"accuracy": mean(accuracies), "deviation": spread, "uplink_bytes": up, "downlink_bytes": down}
+        result[name]["runs"] = runs
+        print(f"{name}: accuracy {mean(accuracies):.1%} ± {spread:.1%}, {up / 1e6:.2f} MB up, {down / 1e6:.2f} MB down")
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

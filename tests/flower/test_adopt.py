@@ -29,7 +29,7 @@ from torch import nn
 
 from zerofl import sparsify_
 from zerofl.flower import SparseUplink, uplink_mod
-from zerofl.flower.adopt import sparse_by_shape
+from zerofl.flower.adopt_client import sparse_by_shape
 from zerofl.flower.engines import InProcessGrid
 from zerofl.sparse.sparsify import sparse_layers
 

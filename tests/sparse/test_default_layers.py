@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zerofl import sparsify_
-from zerofl.flower.adopt import sparse_by_shape
+from zerofl.flower.adopt_client import sparse_by_shape
 from zerofl.models import LeafCNN, ResNet18
 from zerofl.sparse.default_layers import default_by_shape
 from zerofl.sparse.sparsify import sparse_layers

@@ -9,6 +9,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray warns that it will stop hiding GPUs from workers that ask for none; with 0 it has stopped, and is quiet.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-from zerofl.flower.adopt import SparseUplink, uplink_mod
+from zerofl.flower.adopt_client import uplink_mod
+from zerofl.flower.adopt_server import SparseUplink
 
 __all__ = ["SparseUplink", "uplink_mod"]
