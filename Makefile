@@ -31,7 +31,7 @@ sanitize: .venv/test.installed
 	PYTHONPATH=build/sanitize:$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 $(BIN)/python -S -m pytest -s -p no:cacheprovider \
-	  tests/sparse/test_kernels.py tests/sparse/test_bindings.py tests/sparse/test_layout.py \
+	  tests/sparse/test_kernels.py tests/sparse/test_bindings.py tests/sparse/test_selection.py tests/sparse/test_layout.py \
 	  tests/sparse/test_conv_norm.py tests/sparse/test_sgd_kernel.py tests/sparse/test_scan_ahead.py \
 	  tests/sparse/test_powerpropagation.py \
 	  tests/exchange/wire/test_native.py tests/exchange/wire/test_received.py
