@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 
@@ -97,6 +97,27 @@ def test_each_node_is_read_against_what_it_received(caplog: pytest.LogCaptureFix
     assert all(tensor.equal(parameters(plain)[name]) for name, tensor in parameters(packing).items())
 
 
+@pytest.mark.parametrize("uplink", UPLINKS)
+def test_arrays_in_another_order_of_memory_are_trained_too(uplink: str, caplog: pytest.LogCaptureFixture) -> None:
+    transposed = torch.randn(40, 64, generator=torch.Generator().manual_seed(0)).t()
+    app = ClientApp(mods=[uplink_mod(uplink, sparsity=0.5, layers=["w"])])
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        (arrays,) = message.content.array_records.values()
+        trained = {"w": arrays.to_torch_state_dict()["w"] + 0.5}
+        content = RecordDict({"arrays": ArrayRecord(trained), "metrics": MetricRecord({"num-examples": 1})})
+        return Message(content, reply_to=message)
+
+    strategy = SparseUplink(FedAvg(fraction_evaluate=0.0), downlink_values="int8")
+    result, _ = begin(strategy, app, {"w": transposed})
+    after = result.arrays.to_torch_state_dict()["w"]
+    moved = after != (0 if uplink == "top_k_weights" else transposed)
+    share = 1.0 if uplink == "full" else 0.5
+    assert moved.float().mean() >= share  # more where several are as large as the last
+    torch.testing.assert_close(after[moved], transposed[moved] + 0.5, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("values", [None, *VALUES])
 def test_what_goes_down_is_counted_for_training_and_evaluation(
     values: str | None, caplog: pytest.LogCaptureFixture
@@ -105,8 +126,9 @@ def test_what_goes_down_is_counted_for_training_and_evaluation(
     strategy = SparseUplink(FedAvg(), downlink_values=values)
     _, size = begin(strategy, client_app(uplink_mod(sparsity=0.8)), rounds=2)
     assert sum(strategy.downlink_bytes.values()) == size
+    assert begin(strategy, client_app(uplink_mod(sparsity=0.8)), rounds=2)[1] == sum(strategy.downlink_bytes.values())
     assert set(strategy.downlink_bytes) == {1, 2}
-    assert caplog.text.count(f"{CLIENTS} models went down") == (0 if values is None else 4)
+    assert caplog.text.count(f"{CLIENTS} models went down") == (0 if values is None else 8)
     if values == "int8":
         plain = SparseUplink(FedAvg())
         begin(plain, client_app(uplink_mod(sparsity=0.8)), rounds=2)
@@ -130,7 +152,7 @@ def test_an_evaluating_app_gets_arrays_too() -> None:
 
 def test_a_client_without_the_mod_says_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
     begin(SparseUplink(FedAvg(), downlink_values="int8"), client_app())
-    assert "put zerofl.flower.uplink_mod first among the client app's mods" in caplog.text
+    assert "needs ClientApp(mods=[zerofl.flower.uplink_mod(...), ...])" in caplog.text
 
 
 def test_a_model_that_cannot_be_packed_is_told_with_its_round() -> None:
@@ -157,7 +179,8 @@ MALFORMED = {
     "another type": b'[["w", [2], "float64"]]', "a list for a type": b'[["w", [2], ["float32"]]]',
     "a negative size": b'[["w", [-2], "float32"]]', "half a size": b'[["w", [2.5], "float32"]]',
     "a shape that is none": b'[["w", 2, "float32"]]', "too many dimensions": b'[["w", [%s1], "int64"]]' % (b"1," * 64),
-    "too many entries": b'[["w", [65536, 65536], "int64"]]',
+    "too many entries": b'[["w", [65536, 65536], "int64"]]', "none of too many": b'[["w", [65536, 65536, 0], "int64"]]',
+    "text for a line": b'["abc"]', "text for a shape": b'[["w", "", "int64"]]', "a truth": b'[["w", [true], "int64"]]',
 }  # fmt: skip
 
 
@@ -169,12 +192,30 @@ def test_a_malformed_schema_is_told(kind: str) -> None:
 
 def test_a_few_bytes_do_not_become_a_model_of_gigabytes() -> None:
     state = {"w": torch.zeros(4_000_000)}  # 16 MB, which a few bytes may stand for
-    record = packed(ArrayRecord(state), "float32")
+    record, came = packed(ArrayRecord(state), "float32")
     assert len(record["model"].data) < 1000
-    assert unpacked(record)["w"].equal(state["w"])
+    assert came["w"].equal(state["w"])
     larger = ArrayRecord({"schema": array(b'[["w", [2000000000], "float32"]]'), "model": record["model"]})
-    with pytest.raises(ValueError, match=r"says that it has 8000000000 bytes, and came in \d+: expected at most 1000"):
+    with pytest.raises(ValueError, match=r"would take 8000001000 bytes, and has \d+: expected at most 1000 times"):
         unpacked(larger)
+    many = json.dumps([[str(i), [0], "int64"] for i in range(70_000)]).encode()
+    with pytest.raises(ValueError, match="would take 70000000 bytes"):
+        unpacked(ArrayRecord({"schema": array(many), "model": record["model"]}))
+
+
+@pytest.mark.parametrize(
+    ("state", "cause"),
+    [
+        ({"w": torch.zeros(16_000_000)}, "expected at most 1000 times as many; without downlink_values"),
+        ({"w": torch.ones(3), "n": torch.tensor([2**60])}, "'n'.*2"),
+        ({"w": torch.ones(3, dtype=torch.float64)}, "'w' is torch.float64"),
+        ({"w": torch.tensor([1.0, torch.nan])}, "'w'.*NaN"),
+    ],
+    ids=["alike", "large counters", "float64", "NaN"],
+)
+def test_a_model_that_clients_would_refuse_is_not_sent(state: State, cause: str) -> None:
+    with pytest.raises(ValueError, match=cause):
+        packed(ArrayRecord(state), "int8")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +227,7 @@ def test_a_record_with_other_arrays_is_told(arrays: dict[str, bytes]) -> None:
 
 
 def test_a_model_of_another_schema_is_told() -> None:
-    record = packed(ArrayRecord({"w": torch.ones(6)}), "float32")
+    record, _ = packed(ArrayRecord({"w": torch.ones(6)}), "float32")
     with pytest.raises(ValueError, match="schema"):
         unpacked(ArrayRecord({"schema": array(json.dumps([LINE]).encode()), "model": record["model"]}))
 

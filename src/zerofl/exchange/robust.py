@@ -4,7 +4,7 @@ Neither is a proof against clients that mean harm: docs/method.md says what each
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from statistics import median_low
 from typing import NamedTuple, TypeVar
 
@@ -24,11 +24,12 @@ class Clip(NamedTuple):
 
 
 def clipped(
-    received: State, updates: Iterable[tuple[Update, T]], norm: float, median: float
+    received_of: Callable[[T], State], updates: Iterable[tuple[Update, T]], norm: float, median: float
 ) -> Iterator[tuple[Update, T, Clip | None]]:
     """The updates, each with what came with it, and with its change clipped; with both bounds 0 as they are, and None.
 
-    The change is that of the entries that were sent (`change_norms`). With `median` each
+    The change is that of the entries that were sent (`change_norms`), from the model that the client received, which
+    `received_of` tells of what comes with an update. With `median` each
     tensor's is scaled down to `median` times the round's median norm of that tensor: BatchNorm's statistics change by
     other sizes than weights. Of an even number of norms it is the lower of the middle two, so that half of the clients
     may be absurd; what half or more leave as it was stays. Then with `norm` the whole update is scaled down to that
@@ -41,13 +42,17 @@ def clipped(
             yield update, of, None
             del update  # before the next one is made
         return
-    measured: Iterable[tuple[Update, T, dict[str, float]]] = ((u, of, change_norms(received, u)) for u, of in updates)
+    measured: Iterable[tuple[Update, T, dict[str, float]]] = (
+        (update, of, change_norms(received_of(of), update)) for update, of in updates
+    )
     bounds: dict[str, float] = {}
     if median:
         measured = list(measured)
-        bounds = {name: median * median_low(norms[name] for *_, norms in measured) for name in received if measured}
-    floats = [name for name, tensor in received.items() if tensor.is_floating_point()]
+        names = measured[0][2] if measured else {}
+        bounds = {name: median * median_low(norms[name] for *_, norms in measured) for name in names}
     for update, of, norms in measured:
+        received = received_of(of)
+        floats = [name for name, tensor in received.items() if tensor.is_floating_point()]
         factors = {n: bounds[n] / norms[n] if n in bounds and norms[n] > bounds[n] else 1.0 for n in norms}
         before, kept = (math.hypot(*(f[n] * norms[n] for n in floats)) for f in (dict.fromkeys(norms, 1.0), factors))
         if norm and kept > norm:

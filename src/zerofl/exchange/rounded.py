@@ -12,7 +12,7 @@ def rounding(model: State, sent: State) -> State:
     """
     if sent is model:
         return {}
-    return {name: tensor - sent[name] for name, tensor in model.items() if tensor.is_floating_point()}
+    return {name: (tensor - sent[name]).contiguous() for name, tensor in model.items() if tensor.is_floating_point()}
 
 
 def put_back(update: Update, rounding: State) -> Update:

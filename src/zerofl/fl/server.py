@@ -89,7 +89,7 @@ def step(
             del answer
 
     def updates() -> Iterator[tuple[Update, int]]:
-        for update, record, clip in clipped(received, usable(), e.clip_norm, e.clip_median):
+        for update, record, clip in clipped(lambda _: received, usable(), e.clip_norm, e.clip_median):
             records.append(replace(record, update_norm=clip.norm, clip_factor=clip.factor) if clip else record)
             onto_own = put_back(update, taken_off)
             del update

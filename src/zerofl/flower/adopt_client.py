@@ -86,6 +86,7 @@ def uplink_mod(
                 "client-side clipping use diff_on_top_k_weights or top_k_weights_diff, and float32"
             )
         _sparse_names(uplink, named, record.to_torch_state_dict())  # so that what is wrong is said before training
+        record = ArrayRecord(dict(record))  # the app may empty its own, as with to_torch_state_dict(keep_input=False)
         reply = call_next(message, context)
         if reply.has_error():
             return reply

@@ -23,21 +23,24 @@ from zerofl.exchange.wire import VALUES, Received, Schema, decode, received_mode
 from zerofl.fl.records import savings
 from zerofl.flower.adopt_client import is_number, is_one_of
 from zerofl.flower.messages import read_payload
-from zerofl.flower.packed_model import packed, unpacked
+from zerofl.flower.packed_model import packed
 
 _log = logging.getLogger("flwr")  # Flower's own, which shows its lines wherever the app runs
 
 
 class _Sent(NamedTuple):
-    """The record of arrays that the other strategy sends to some nodes, and the one that they get."""
+    """The record of arrays that the other strategy sends to some nodes, the one that they get, and what they read in it
+    if that is another model."""
 
-    own: ArrayRecord
+    arrays: ArrayRecord
     given: ArrayRecord
+    rounded: State | None
 
 
 class _Model(NamedTuple):
-    """The model as nodes received it, and what rounding took off it."""
+    """The model that the other strategy sent to some nodes, it as they received it, and what rounding took off it."""
 
+    own: State
     received: Received
     taken_off: State
 
@@ -49,8 +52,9 @@ class SparseUplink(Strategy):
     one of these (put SparseUplink outermost). Afterwards `uplink_bytes` has the bytes that came up in each round, and
     `downlink_bytes` those of the models that went down, to train and to evaluate; Flower's log also shows them, beside
     those of whole models.
-    A reply that is no well-formed update is left out, with a warning that names the node and the cause. Integer arrays,
-    which averaging makes floats, are rounded back.
+    The other may send nodes different models, one message to each. A reply that is no well-formed update, or from a
+    node that was not asked, is left out, with a warning that names the node and the cause. Integer arrays, which
+    averaging makes floats, are rounded back.
 
     Args:
         strategy: the other.
@@ -58,7 +62,7 @@ class SparseUplink(Strategy):
             Flower's arrays. With float32 that is lossless, and saves where the model has zeros, as under
             top_k_weights. Otherwise clients train and evaluate the rounded model, and the strategy keeps its own: what
             clients changed is put onto that (docs/method.md, "A rounded model down"). Every client needs `uplink_mod`
-            of this version, first among its mods.
+            of zerofl 0.3 or later, first among its app's mods.
         clip_norm: to which the norm of an update's change is clipped before it becomes a whole model; 0 is not at all.
         clip_median: the same for each array, as a multiple of the median of the round's norms. The log names who was
             clipped. See `zerofl.exchange.robust.clipped`; for a trimmed mean let the other be Flower's FedTrimmedAvg.
@@ -66,7 +70,8 @@ class SparseUplink(Strategy):
     Raises:
         TypeError: no strategy of `flwr.serverapp.strategy`, such as an old one of `flwr.server.strategy`.
         ValueError: a SparseUplink, unknown values, or a clipping bound that is none; in a round, with downlink_values,
-            a model that cannot be packed: arrays other than float32 and int64, or numbers that are not finite.
+            a model that cannot be packed: arrays other than float32 and int64, numbers that are not finite, or nearly
+            all of them alike.
     """
 
     def __init__(
@@ -92,7 +97,8 @@ class SparseUplink(Strategy):
         self.downlink_bytes: dict[int, int] = {}
         self._received: State = {}
         self._schema = Schema(())
-        self._sent: dict[int, _Sent] = {}
+        self._sent: dict[int, _Sent] = {}  # to each node
+        self._given: dict[int, _Sent] = {}  # of the last records, by their identity
 
     def summary(self) -> None:
         """Log the other strategy's configuration."""
@@ -105,45 +111,47 @@ class SparseUplink(Strategy):
         self._received = arrays.to_torch_state_dict()
         self._schema = schema_of(self._received)
         messages = list(self.strategy.configure_train(server_round, arrays, config, grid))
+        self.downlink_bytes[server_round] = 0
         self._sent = self._down(server_round, messages)
         return messages
 
     def _down(self, server_round: int, messages: list[Message]) -> dict[int, _Sent]:
         """Pack the models in messages if asked for, and count them; what each node gets."""
         sent: dict[int, _Sent] = {}
-        of_record: dict[int, _Sent] = {}  # by its identity, which is one for all nodes unless the other has many
-        size = whole = 0
+        given: dict[int, _Sent] = {}  # one for all nodes unless the other has many; to evaluate and then to train too
+        models = size = whole = 0
         for message in messages:
             records = {}
             for key, record in message.content.array_records.items():  # one, or the client refuses
-                if id(record) not in of_record:
-                    of_record[id(record)] = _Sent(record, self._given(server_round, record))
-                sent[message.metadata.dst_node_id] = of_record[id(record)]
-                records[key] = of_record[id(record)].given
-                size, whole = size + _size(records[key]), whole + _size(record)
+                if id(record) not in given:
+                    given[id(record)] = self._given.get(id(record)) or self._as_given(server_round, record)
+                sent[message.metadata.dst_node_id] = given[id(record)]
+                records[key] = given[id(record)].given
+                models, size, whole = models + 1, size + _size(records[key]), whole + _size(record)
             if self._downlink_values is not None:
                 message.content = RecordDict({**message.content, **records})  # messages share what the other made
-        self.downlink_bytes[server_round] = self.downlink_bytes.get(server_round, 0) + size
+        self._given = given
+        self.downlink_bytes[server_round] += size
         if self._downlink_values is not None and size:
             _log.info(
                 "round %d: %d models went down in %.2f MB; as arrays they are %.2f MB, %.1f times as much",
-                server_round, len(sent), size / 1e6, whole / 1e6, whole / size,
+                server_round, models, size / 1e6, whole / 1e6, whole / size,
             )  # fmt: skip
         return sent
 
-    def _given(self, server_round: int, record: ArrayRecord) -> ArrayRecord:
+    def _as_given(self, server_round: int, arrays: ArrayRecord) -> _Sent:
         if self._downlink_values is None:
-            return record
+            return _Sent(arrays, arrays, None)
         try:
-            return packed(record, self._downlink_values)
+            given, came = packed(arrays, self._downlink_values)
         except ValueError as error:
             raise ValueError(f"round {server_round}: the model cannot be sent packed: {error}") from error
+        return _Sent(arrays, given, None if self._downlink_values == "float32" else came)
 
-    def _as_received(self, sent: _Sent) -> _Model:
-        own = sent.own.to_torch_state_dict()
-        came = own if sent.given is sent.own else unpacked(sent.given)
-        lossless = self._downlink_values in (None, "float32")
-        return _Model(received_model(came, self._schema), {} if lossless else rounding(own, came))
+    def _model_of(self, sent: _Sent) -> _Model:
+        own = sent.arrays.to_torch_state_dict()
+        came = own if sent.rounded is None else sent.rounded
+        return _Model(own, received_model(came, self._schema), rounding(own, came))
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -152,25 +160,27 @@ class SparseUplink(Strategy):
         replies, sizes, decoded = list(replies), list[int](), list[Message]()
         models: dict[int, _Model] = {}  # by their record's identity
 
-        def updates() -> Iterator[tuple[Update, Message]]:
+        def updates() -> Iterator[tuple[Update, tuple[Message, State]]]:
             for reply in replies:
                 try:
                     if not reply.has_error():
                         payload = read_payload(reply)
                         sent = self._sent.get(reply.metadata.src_node_id)
-                        if sent is not None and id(sent) not in models:
-                            models[id(sent)] = self._as_received(sent)
-                        came, taken_off = models.get(id(sent), (None, {}))
-                        yield put_back(decode(payload, self._schema, came), taken_off), reply
+                        if sent is None:
+                            raise ValueError("it was sent no model in this round")
+                        if id(sent) not in models:
+                            models[id(sent)] = self._model_of(sent)
+                        own, received, taken_off = models[id(sent)]
+                        yield put_back(decode(payload, self._schema, received), taken_off), (reply, own)
                         sizes.append(len(payload))  # of the updates that are used, as in a run's records
                     decoded.append(reply)
                 except ValueError as error:
                     node = reply.metadata.src_node_id
                     _log.warning("round %d: the update of node %d is left out: %s", server_round, node, error)
 
-        for update, reply, clip in clipped(self._received, updates(), self._clip_norm, self._clip_median):
+        for update, (reply, own), clip in clipped(lambda of: of[1], updates(), self._clip_norm, self._clip_median):
             (key,) = reply.content.array_records
-            reply.content[key] = ArrayRecord(whole_model(update, self._received))
+            reply.content[key] = ArrayRecord(whole_model(update, own))
             if clip and clip.factor < 1:
                 node = reply.metadata.src_node_id
                 _log.info(

@@ -95,6 +95,8 @@ class InProcessGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Deliver messages; all are answered before it returns."""
         messages = list(messages)
+        for message in messages:
+            message.content = _own(message.content)
         message_ids = [self._label(message) for message in messages]
         contexts = [self._context(message.metadata.dst_node_id) for message in messages]
         answered = (self._threads.map if self._threads else map)(answer, repeat(self._client_app), messages, contexts)
@@ -129,6 +131,12 @@ class InProcessGrid(Grid):
             config: UserConfig = {"partition-id": node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
             self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), self._run_config)
         return self._contexts[node_id]
+
+
+def _own(content: RecordDict) -> RecordDict:
+    """Records of a node's own, as on every engine of Flower: its app may empty them. The arrays' bytes are shared."""
+    # Each kind takes what one of its own holds.
+    return RecordDict({key: type(record)(dict(record)) for key, record in content.items()})  # type: ignore[arg-type]
 
 
 def answer(client_app: ClientApp, message: Message, context: Context) -> Message:

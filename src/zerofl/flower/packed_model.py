@@ -9,26 +9,32 @@ from flwr.app import Array, ArrayRecord
 from zerofl.exchange.update import State
 from zerofl.exchange.wire import Schema, TensorSpec, decode_state, encode_state, schema_of
 
-# A serialisation type of our own, as that of the updates: a client without the mod fails with these words.
-MODEL_STYPE = "zerofl.model: put zerofl.flower.uplink_mod first among the client app's mods"
+# A serialisation type of our own, as that of the updates: a client without the mod fails with these words. It is part
+# of the protocol, so it stays as it is.
+MODEL_STYPE = "zerofl.model: needs ClientApp(mods=[zerofl.flower.uplink_mod(...), ...]) of zerofl 0.3 or later"
 TYPES = {"float32": torch.float32, "int64": torch.int64}
-# A few bytes can stand for a large tensor of zeros. A model has at most so many times the bytes that came, or so many,
-# whatever it says of itself.
-MOST_TIMES, MOST_BYTES = 1000, 64_000_000
+# A few bytes can stand for a large tensor of zeros. A model takes at most so many times the bytes that came, or so many
+# bytes, whatever it says of itself; a tensor takes so many besides its numbers.
+MOST_TIMES, MOST_BYTES, TENSOR_BYTES = 1000, 64_000_000, 1000
 
 
-def packed(record: ArrayRecord, values: str) -> ArrayRecord:
+def packed(record: ArrayRecord, values: str) -> tuple[ArrayRecord, State]:
     """A model's arrays as one payload, with its values as `zerofl.exchange.wire.encode_state` has them, and its schema.
 
+    Returns:
+        the record, and the model as clients read it.
+
     Raises:
-        ValueError: arrays other than float32 and int64, or numbers that are not finite.
+        ValueError: a model that clients would refuse: arrays other than float32 and int64, numbers that are not finite,
+            or so many alike that the bytes might stand for anything.
     """
     state = record.to_torch_state_dict()
     schema = schema_of(state)
     names = {dtype: name for name, dtype in TYPES.items()}
     described = [[name, list(shape), names[dtype]] for name, shape, dtype in schema.tensors]
     text = json.dumps(described, separators=(",", ":")).encode()
-    return ArrayRecord({"schema": _array(text), "model": _array(encode_state(state, schema, values))})
+    packed = ArrayRecord({"schema": _array(text), "model": _array(encode_state(state, schema, values))})
+    return packed, unpacked(packed)
 
 
 def is_packed(record: ArrayRecord) -> bool:
@@ -49,10 +55,11 @@ def unpacked(record: ArrayRecord) -> State:
         schema = _schema(json.loads(text))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"the packed model's schema is malformed: {error}") from error
-    if schema.dense_bytes > max(MOST_BYTES, MOST_TIMES * len(payload)):
+    takes = schema.dense_bytes + TENSOR_BYTES * len(schema.tensors)
+    if takes > max(MOST_BYTES, MOST_TIMES * len(payload)):
         raise ValueError(
-            f"the packed model says that it has {schema.dense_bytes} bytes, and came in {len(payload)}: expected at "
-            f"most {MOST_TIMES} times as many"
+            f"the packed model would take {takes} bytes, and has {len(payload)}: expected at most {MOST_TIMES} times "
+            "as many; without downlink_values the server sends arrays, of any numbers"
         )
     return decode_state(payload, schema)
 
@@ -61,13 +68,16 @@ def _schema(described: object) -> Schema:
     if not isinstance(described, list):
         raise ValueError("expected a list")
     specs: dict[str, TensorSpec] = {}
-    for name, shape, dtype in described:
+    for line in described:
+        if not isinstance(line, list) or len(line) != 3:
+            raise ValueError(f"{line!r:.100} is no list of a name, a shape and a type")
+        name, shape, dtype = line
         if not isinstance(name, str) or name in specs or dtype not in TYPES:
-            raise ValueError(f"{name!r} of {dtype!r}: expected each name once, and {' or '.join(TYPES)}")
-        if not all(isinstance(size, int) and 0 <= size < 2**31 for size in shape) or len(shape) > 64:
-            raise ValueError(f"{name!r} has the shape {shape!r}: expected sizes from 0 to 2^31 - 1")
-        if math.prod(shape) >= 2**31:
-            raise ValueError(f"{name!r} has the shape {shape!r}: at most 2^31 - 1 entries can be sent")
+            raise ValueError(f"{name!r:.100} of {dtype!r:.100}: expected each name once, and {' or '.join(TYPES)}")
+        if not isinstance(shape, list) or len(shape) > 64 or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"{name!r:.100} has the shape {shape!r:.100}: expected a list of at most 64 sizes")
+        if math.prod(size for size in shape if size) >= 2**31:  # beside a 0 too: PyTorch multiplies them
+            raise ValueError(f"{name!r:.100} has the shape {shape!r:.100}: at most 2^31 - 1 entries can be sent")
         specs[name] = TensorSpec(name, torch.Size(shape), TYPES[dtype])
     return Schema(tuple(specs.values()))
 
