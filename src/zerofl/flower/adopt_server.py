@@ -29,8 +29,7 @@ _log = logging.getLogger("flwr")  # Flower's own, which shows its lines wherever
 
 
 class _Sent(NamedTuple):
-    """The record of arrays that the other strategy sends to some nodes, the one that they get, and what they read in it
-    if that is another model."""
+    """The record that the other strategy sends to some nodes, the one they get, and the model in it if rounded."""
 
     arrays: ArrayRecord
     given: ArrayRecord
@@ -97,8 +96,7 @@ class SparseUplink(Strategy):
         self.downlink_bytes: dict[int, int] = {}
         self._received: State = {}
         self._schema = Schema(())
-        self._sent: dict[int, _Sent] = {}  # to each node
-        self._given: dict[int, _Sent] = {}  # of the last records, by their identity
+        self._sent: dict[int, _Sent] = {}
 
     def summary(self) -> None:
         """Log the other strategy's configuration."""
@@ -118,20 +116,19 @@ class SparseUplink(Strategy):
     def _down(self, server_round: int, messages: list[Message]) -> dict[int, _Sent]:
         """Pack the models in messages if asked for, and count them; what each node gets."""
         sent: dict[int, _Sent] = {}
-        given: dict[int, _Sent] = {}  # one for all nodes unless the other has many; to evaluate and then to train too
+        given: dict[int, _Sent] = {}  # by their record's identity, which is one for all nodes unless the other has many
         models = size = whole = 0
         for message in messages:
             records = {}
             for key, record in message.content.array_records.items():  # one, or the client refuses
                 if id(record) not in given:
-                    given[id(record)] = self._given.get(id(record)) or self._as_given(server_round, record)
+                    given[id(record)] = self._as_given(server_round, record)
                 sent[message.metadata.dst_node_id] = given[id(record)]
                 records[key] = given[id(record)].given
                 models, size, whole = models + 1, size + _size(records[key]), whole + _size(record)
             if self._downlink_values is not None:
                 message.content = RecordDict({**message.content, **records})  # messages share what the other made
-        self._given = given
-        self.downlink_bytes[server_round] += size
+        self.downlink_bytes[server_round] = self.downlink_bytes.get(server_round, 0) + size
         if self._downlink_values is not None and size:
             _log.info(
                 "round %d: %d models went down in %.2f MB; as arrays they are %.2f MB, %.1f times as much",
@@ -158,7 +155,7 @@ class SparseUplink(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The other's aggregate of the decoded models."""
         replies, sizes, decoded = list(replies), list[int](), list[Message]()
-        models: dict[int, _Model] = {}  # by their record's identity
+        models: dict[int, _Model] = {}  # by the identity of what was sent
 
         def updates() -> Iterator[tuple[Update, tuple[Message, State]]]:
             for reply in replies:
