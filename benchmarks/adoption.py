@@ -26,7 +26,6 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart-pytorch"
 CLIENTS = 10
 CONFIG: dict[str, Any] = {"num-server-rounds": 10, "fraction-train": 0.5, "local-epochs": 1, "lr": 0.02}
 
-
 VARIANTS = (("unadopted", False, None), ("adopted", True, None), ("adopted, int8 down", True, "int8"))
 
 

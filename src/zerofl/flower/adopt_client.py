@@ -7,7 +7,7 @@ server says so (`zerofl.flower.adopt_server`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Integral
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
@@ -16,6 +16,7 @@ from zerofl.exchange.update import State
 from zerofl.exchange.uplink import UPLINKS, make_update, tied
 from zerofl.exchange.wire import VALUES, encode, received_model, schema_of
 from zerofl.exchange.wrappers import differing_names, wrapper_hint
+from zerofl.flower.arguments import is_number, is_one_of
 from zerofl.flower.messages import PAYLOAD_STYPE, payload_record
 from zerofl.flower.packed_model import is_packed, unpacked
 from zerofl.rng import rng
@@ -105,16 +106,6 @@ def uplink_mod(
         return reply
 
     return mod
-
-
-def is_one_of(value: object, choices: Iterable[str]) -> bool:
-    """Whether an argument is one of these words."""
-    return isinstance(value, str) and value in choices
-
-
-def is_number(value: object) -> bool:
-    """Whether an argument is a number, and not True or False."""
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _list_of_names(layers: object) -> list[str]:

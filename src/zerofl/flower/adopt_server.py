@@ -21,7 +21,7 @@ from zerofl.exchange.rounded import put_back, rounding
 from zerofl.exchange.update import Sparse, State, Update
 from zerofl.exchange.wire import VALUES, Received, Schema, decode, received_model, schema_of
 from zerofl.fl.records import savings
-from zerofl.flower.adopt_client import is_number, is_one_of
+from zerofl.flower.arguments import is_number, is_one_of
 from zerofl.flower.messages import read_payload
 from zerofl.flower.packed_model import packed
 

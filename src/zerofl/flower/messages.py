@@ -119,8 +119,12 @@ def _read_metrics(message: Message, most_examples: int) -> tuple[int, dict[str, 
 
 def payload_record(payload: bytes) -> ArrayRecord:
     """A payload as the one array of a record."""
-    array = Array(dtype="uint8", shape=(len(payload),), stype=PAYLOAD_STYPE, data=payload)
-    return ArrayRecord({"payload": array})
+    return ArrayRecord({"payload": bytes_array(payload, PAYLOAD_STYPE)})
+
+
+def bytes_array(data: bytes, stype: str) -> Array:
+    """Bytes as one of Flower's arrays, of a serialisation type of ours."""
+    return Array(dtype="uint8", shape=(len(data),), stype=stype, data=data)
 
 
 def _payload(record: ArrayRecord) -> bytes:

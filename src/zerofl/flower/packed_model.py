@@ -4,10 +4,11 @@ import json
 import math
 
 import torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import ArrayRecord
 
 from zerofl.exchange.update import State
 from zerofl.exchange.wire import Schema, TensorSpec, decode_state, encode_state, schema_of
+from zerofl.flower.messages import bytes_array
 
 # A serialisation type of our own, as that of the updates: a client without the mod fails with these words. It is part
 # of the protocol, so it stays as it is.
@@ -33,8 +34,9 @@ def packed(record: ArrayRecord, values: str) -> tuple[ArrayRecord, State]:
     names = {dtype: name for name, dtype in TYPES.items()}
     described = [[name, list(shape), names[dtype]] for name, shape, dtype in schema.tensors]
     text = json.dumps(described, separators=(",", ":")).encode()
-    packed = ArrayRecord({"schema": _array(text), "model": _array(encode_state(state, schema, values))})
-    return packed, unpacked(packed)
+    payload = encode_state(state, schema, values)
+    sent = ArrayRecord({"schema": bytes_array(text, MODEL_STYPE), "model": bytes_array(payload, MODEL_STYPE)})
+    return sent, unpacked(sent)
 
 
 def is_packed(record: ArrayRecord) -> bool:
@@ -80,7 +82,3 @@ def _schema(described: object) -> Schema:
             raise ValueError(f"{name!r:.100} has the shape {shape!r:.100}: at most 2^31 - 1 entries can be sent")
         specs[name] = TensorSpec(name, torch.Size(shape), TYPES[dtype])
     return Schema(tuple(specs.values()))
-
-
-def _array(data: bytes) -> Array:
-    return Array(dtype="uint8", shape=(len(data),), stype=MODEL_STYPE, data=data)
