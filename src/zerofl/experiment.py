@@ -73,7 +73,7 @@ class Experiment:
     "node", a client for each node, with all that is in a folder of its own; `validation_fraction` of each client's
     samples is held out. One client is centralised training.
 
-    Model: `model`, with `width` stem channels (ResNet-18 only, 16 to 64); `initialization`, unless given the model's
+    Model: `model`, with `width` stem channels (ResNet-18 only); `initialization`, unless given the model's
     own default.
 
     SWAT: `sparsity`, the fraction of zeros in each sparse layer's weights (the paper: 0.7 to 0.95; 0 is dense
