@@ -97,7 +97,7 @@ class Experiment:
 
     Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAvgM has `server_lr` (1) and
     `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than `min_replies`
-    usable updates after `reply_timeout_seconds` stops the run.
+    usable updates after `reply_timeout_seconds` stops the run. In one process nobody is waited for.
 
     Absurd updates, against which nothing is done unless asked for: the norm of an update's change is clipped to
     `clip_norm`, and that of each tensor to `clip_median` times the round's median (0: not); of whole models the largest

@@ -65,3 +65,11 @@ def test_bench_uplink_writes_a_row_for_each_combination(
         assert row["entropy_bytes"] < row["index_bytes"] < 1.05 * row["entropy_bytes"]
         assert row["bytes"] < row["csr_bytes"]
         assert row["received_bytes"] <= row["bytes"] + 4
+
+
+@pytest.mark.parametrize("command", ["uplink", "step", "layers"])
+def test_where_no_file_can_be_written_is_said_before_minutes_of_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", command, "--json", str(tmp_path / "missing" / "x.json")]) == 2
+    assert f"{tmp_path / 'missing'} is no folder that can be written" in capsys.readouterr().err

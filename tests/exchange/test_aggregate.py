@@ -64,6 +64,16 @@ def test_fedadam_leaves_buffers_and_counters_to_the_average() -> None:
     torch.testing.assert_close(new_state["w"], torch.tensor([1 + 0.01 / 0.101]))
 
 
+def test_an_absurd_change_leaves_fedadam_with_moments_that_can_be_stored() -> None:
+    state: State = {"w": torch.tensor([1.0, 1.0])}
+    optimizer = fedadam(["w"], lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3)
+    moments = optimizer.init(state)
+    for _ in range(2):
+        state, moments = optimizer.step(state, {"w": torch.tensor([1e30, 2.0])}, moments)
+        assert all(tensor.isfinite().all() for tensor in (*state.values(), *moments.values()))
+    assert state["w"][1] > 1.01
+
+
 def test_fedavgm_by_hand_and_without_momentum() -> None:
     state: State = {"w": torch.tensor([0.0]), "running_var": torch.tensor([2.0]), "n": torch.tensor(1)}
     averaged: State = {"w": torch.tensor([1.0]), "running_var": torch.tensor([0.5]), "n": torch.tensor(4)}

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import experiment_of, model_bytes, run, run_until, without_times
+from tests.running import client_record, experiment_of, model_bytes, round_record, run, run_until, without_times
+from zerofl.data import load_dataset
 from zerofl.experiment import Experiment
 from zerofl.fl import client, energy
 from zerofl.fl.records import ClientRecord, RoundRecord, Summary
-from zerofl.run.checkpoint import load_tensors
-from zerofl.run.folder import read_clients, read_rounds, read_summary
-from zerofl.run.resume import check_run
+from zerofl.fl.server import initial_state
+from zerofl.run.checkpoint import Checkpoint, load_tensors
+from zerofl.run.folder import read_clients, read_rounds, read_summary, save_round, summarize
+from zerofl.run.resume import check_run, open_run
 
 TICKS = os.sysconf("SC_CLK_TCK")
 MOST = 262_143_328_850  # microjoules, as a real package has it
@@ -181,6 +183,27 @@ def test_clients_that_cannot_be_told_apart_have_no_energy(machine: Path, cifar_r
     summary = read_summary(run(experiment, tmp_path / "run"))
     assert (summary.train_joules, summary.train_joules_estimate) == (None, None)
     assert "cannot be told apart" in (summary.energy or "")
+
+
+def test_a_client_alone_in_its_process_knows_its_seconds_however_many_cores_there_are(cifar_root: Path) -> None:
+    """As on Ray and in a deployment, where the other cores are other processes'."""
+    experiment = experiment_of(cifar_root, threads=2, clients_at_once=3)
+    dataset = load_dataset(experiment.dataset, experiment.root)
+    received = initial_state(experiment, dataset).model
+    for side_by_side, known in ((False, True), (True, False)):
+        _, record = client.train_client(received, dataset, experiment, 1, 0, side_by_side=side_by_side)
+        assert (record.train_cpu_seconds is not None) == known
+
+
+def test_a_summary_has_no_joules_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zerofl.sparse.dispatch.name", lambda *_: "a card")
+    open_run(tmp_path, Experiment(device="cuda", watts_per_core=10.0, rounds=1))
+    clients = [client_record(1, client, 30) for client in (1, 2)]
+    record = round_record(1, examples=60, train_cpu_seconds=5.0)
+    save_round(tmp_path, record, clients, Checkpoint(1, {}, {}, ""), {})
+    summary = summarize(tmp_path, 100)
+    assert (summary.train_cpu_seconds, summary.train_joules_estimate) == (5.0, None)
+    assert summary.energy == "not measured: nothing here counts what cuda takes"
 
 
 def test_the_counters_of_the_processors_are_not_read_for_a_gpu() -> None:

@@ -1,8 +1,11 @@
 """Nodes that are missing, late, or gone."""
 
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from flwr.app import Message
 
 from tests.running import experiment_of, run
 from zerofl.experiment import Experiment
@@ -11,7 +14,7 @@ from zerofl.flower.client_app import app as client_app
 from zerofl.flower.engines import FIRST_CLIENT_NODE_ID, InProcessGrid
 from zerofl.flower.server_app import nodes_by_client, serve, wait_for_nodes
 from zerofl.run.folder import read_lines
-from zerofl.run.resume import open_run
+from zerofl.run.resume import check_run, open_run
 
 
 def test_a_diverged_server_model_stops_the_run(cifar_root: Path, tmp_path: Path) -> None:
@@ -25,6 +28,33 @@ def test_too_few_nodes_stop_the_run(cifar_root: Path, tmp_path: Path) -> None:
     checkpoint = open_run(tmp_path, experiment)
     with pytest.raises(RoundError, match="has 5 clients, but only 3 nodes came within 0.1 s; .*'num-supernodes=5'"):
         serve(InProcessGrid(client_app, 3), experiment, tmp_path, checkpoint, lambda record: None)
+
+
+def test_fewer_nodes_than_replies_are_a_setting_too(cifar_root: Path, tmp_path: Path) -> None:
+    """What the error says to set is taken, in the folder that it left."""
+    experiment = experiment_of(cifar_root, rounds=1, clients_per_round=5, min_replies=4, reply_timeout_seconds=0.1)
+    open_run(tmp_path, experiment)
+    with pytest.raises(RoundError, match=r"or set clients=3 clients_per_round=3 min_replies=3 in the run config"):
+        serve(InProcessGrid(client_app, 3), experiment, tmp_path, None, lambda record: None)
+    fewer = dataclasses.replace(experiment, clients=3, clients_per_round=3, min_replies=3)
+    open_run(tmp_path, check_run(tmp_path, fewer, resume=False))
+    serve(InProcessGrid(client_app, 3), fewer, tmp_path, None, lambda record: None)
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_an_instruction_is_delivered_for_two_timeouts(cifar_root: Path, tmp_path: Path) -> None:
+    lives: set[float] = set()
+
+    class Grid(InProcessGrid):
+        def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+            messages = list(messages)
+            lives.update(message.metadata.ttl for message in messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    experiment = experiment_of(cifar_root, rounds=1, reply_timeout_seconds=50_000.0)  # more than Flower's half a day
+    open_run(tmp_path, experiment)
+    serve(Grid(client_app, 5), experiment, tmp_path, None, lambda record: None)
+    assert lives == {100_000.0}
 
 
 class Clock:
@@ -101,4 +131,6 @@ def test_a_client_whose_node_is_gone_is_named_and_comes_back(cifar_root: Path, t
     serve(Grid(client_app, 3), experiment, tmp_path, None, lambda record: None)
     failures = [record["failures"] for record in read_lines(tmp_path / "rounds.jsonl")]
     assert failures == [[], [{"client": 1, "cause": "its node is gone"}], []]
+    whole, less, _ = (record["downlink_bytes"] for record in read_lines(tmp_path / "rounds.jsonl"))
+    assert 0.6 < less / whole < 0.72  # of three models two went down, each with what zeros save
     assert [c["client"] for c in read_lines(tmp_path / "clients.jsonl")] == [0, 1, 2, 0, 2, 0, 1, 2]

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,26 @@ def test_an_archive_of_runs_is_a_folder_of_runs(sweep: Path, tmp_path: Path) -> 
     for given, page in ((str(sweep), "folder.html"), (packed, "archive.html")):
         assert main(["report", given, "--out", str(tmp_path / page)]) == 0
     assert (tmp_path / "archive.csv").read_text() == (tmp_path / "folder.csv").read_text()
+    # As a file manager packs it, with the folder itself in it.
+    packed = shutil.make_archive(str(tmp_path / "whole"), "zip", sweep.parent, sweep.name)
+    assert main(["report", packed, "--out", str(tmp_path / "whole.html")]) == 0
+    assert (tmp_path / "whole.csv").read_text() == (tmp_path / "folder.csv").read_text()
+
+
+def test_an_archive_that_is_damaged_or_has_no_run_is_named(
+    sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(packed, "w") as archive:  # as it is, not compressed
+        archive.write(sweep / "sweep.toml", "sweep.toml")
+    packed.write_bytes(packed.read_bytes().replace(b"rounds = 4", b"rounds = 5"))
+    (tmp_path / "none").mkdir()
+    empty = shutil.make_archive(str(tmp_path / "empty"), "zip", tmp_path / "none")
+    for given, words in ((packed, "cannot be unpacked: "), (empty, "holds no run")):
+        assert main(["report", str(given), "--out", str(tmp_path / "r.html")]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"zerofl: {given}")
+        assert words in told
 
 
 def test_a_byte_order_mark_is_read_over(sweep: Path) -> None:
@@ -183,7 +204,7 @@ def test_a_layer_without_a_weight_is_shown_empty(sweep: Path) -> None:
     assert "Figures 3, 5 and 6: where the weights are, top-k" in headings
     table = persistence_table(collect(sweep))
     assert table is not None
-    assert table.rows[0][2:] == ["", "0.0%", "0.0%"]
+    assert table.rows[0][3:] == ["", "0.0%", "0.0%"]
 
 
 @pytest.mark.parametrize(

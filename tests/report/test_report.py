@@ -21,6 +21,20 @@ def test_a_panel_says_that_a_dense_row_is_in_it(sweep: Path) -> None:
     assert b"cifar10, NIID, 95% sparse and dense" in figure.svg
 
 
+def test_a_dense_row_without_a_sparse_one_of_its_data_has_a_panel(tmp_path: Path) -> None:
+    rows = '{ name = "sparse", mask_ratio = 0.1 }, { name = "dense", uplink = "full", sparsity = 0.0, alpha = 1000.0 }'
+    directory = write_sweep(tmp_path / "sweep", f"run = [{rows}]\n[base]\nrounds = 4\n")
+    (figure, *_) = figures(collect(directory))
+    assert b"cifar10, NIID, 95% sparse" in figure.svg
+    assert b"cifar10, IID, dense" in figure.svg
+
+
+def test_figure_2_has_no_clients_that_send_more_than_everything(tmp_path: Path) -> None:
+    text = 'run = [{ name = "half", uplink = "top_k_weights", sparsity = 0.5, mask_ratio = 0.6 }]\n[base]\nrounds = 4\n'
+    (figure,) = [f for f in figures(collect(write_sweep(tmp_path / "s", text))) if f.heading.startswith("Figure 2")]
+    assert b"half: clients send 100%" in figure.svg
+
+
 def test_no_two_of_many_lines_have_one_colour(tmp_path: Path) -> None:
     rows = ", ".join(f'{{ name = "r{i}", mask_ratio = {i / 100} }}' for i in range(11))
     directory = write_sweep(tmp_path / "many", f"run = [{rows}]\n[base]\nrounds = 4\n")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.report.sweeps import LAYERS, SWEEP, cells, write_sweep
 from zerofl.data import DATASETS, load_dataset
@@ -20,11 +21,13 @@ from zerofl.report.tables import (
     paper_table,
     persistence_table,
     row_table,
+    setting,
     settings_table,
     tables,
     time_table,
     traffic_table,
 )
+from zerofl.run.checkpoint import save_snapshot
 from zerofl.run.folder import read_experiment, read_summary
 from zerofl.run.sweep import METRICS
 
@@ -105,12 +108,17 @@ def test_other_work_beside_a_row_does_not_change_its_ratio(sweep: Path) -> None:
 
 def test_rows_without_cpu_seconds_are_compared_by_the_wall_and_say_so(sweep: Path) -> None:
     def without(record: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in record.items() if key != "train_cpu_seconds"}
+        return {key: value for key, value in record.items() if key not in ("train_cpu_seconds", "refused_bytes")}
 
     rewrite_rounds(sweep / "top-k-seed1", without)
     line = cells(time_table(collect(sweep)), "top-k")
     assert (line["CPU s for 1,000 samples"], line["Dense / this"]) == ("", "8.00x (wall)")
     assert line["Realised sparsity"] == "95.00% (after the last step)"  # as it was counted when there were none
+
+
+def test_a_record_of_today_without_cpu_seconds_is_not_taken_for_an_old_one(sweep: Path) -> None:
+    rewrite_rounds(sweep / "top-k-seed1", lambda record: record | {"train_cpu_seconds": None})
+    assert cells(time_table(collect(sweep)), "top-k")["Realised sparsity"] == "95.00%"
 
 
 def test_energy_is_compared_as_measured_or_as_estimated_and_says_which(sweep: Path) -> None:
@@ -164,7 +172,26 @@ def test_positions_that_stay_are_counted(sweep: Path) -> None:
     table = persistence_table(collect(sweep))
     assert table is not None
     assert [line[:2] for line in table.rows] == [["top-k", layer] for layer in LAYERS]
-    assert table.rows[0][2:] == ["100.0%", "100.0%", "75.0%"]
+    assert table.rows[0][2:] == ["2", "100.0%", "100.0%", "75.0%"]
+    # A last round that follows sooner counts as the last, and not among those that stay for two rounds.
+    save_snapshot(sweep / "top-k-seed1", 5, {name: torch.tensor([1.0, 0.0, 0.0, 0.0]) for name in LAYERS})
+    table = persistence_table(collect(sweep))
+    assert table is not None
+    assert table.rows[0][2:] == ["2", "100.0%", "50.0%", "25.0%"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"alpha": 1.0}, "NIID"),
+        ({"alpha": 1000.0}, "IID"),
+        ({"partition": "natural"}, "natural"),
+        ({"partition": "node", "alpha": 1.0}, "node"),
+        ({"clients": 1, "clients_per_round": 1}, "centralised"),
+    ],
+)
+def test_how_the_data_is_dealt_is_said_as_it_was(values: dict[str, Any], words: str) -> None:
+    assert setting(Experiment(**values)) == words
 
 
 def test_markdown_keeps_a_cell_in_its_line() -> None:

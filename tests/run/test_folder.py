@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import shutil
@@ -21,6 +22,7 @@ from zerofl.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, 
 from zerofl.run.files import CHECKPOINT, EXPERIMENT, ResultsError
 from zerofl.run.origin import code
 from zerofl.run.resume import check_run, open_run
+from zerofl.run.rounds import _background
 
 
 def line(round: int) -> str:
@@ -161,6 +163,8 @@ def test_a_run_is_not_overwritten_nor_mixed_with_another(tmp_path: Path) -> None
     started = check_run(tmp_path, Experiment(seed=1), resume=False)
     assert not list(tmp_path.iterdir())  # a check writes nothing
     open_run(tmp_path, started)
+    assert check_run(tmp_path, Experiment(seed=2), resume=False).seed == 2  # it failed before its first round
+    save(tmp_path, 1)
     with pytest.raises(ResultsError, match="holds a run already: resume it with --resume"):
         check_run(tmp_path, Experiment(seed=1), resume=False)
     with pytest.raises(ResultsError, match=r"other settings, theirs and the new: seed = 1 and 2; rounds = 700 and 5\."):
@@ -207,6 +211,29 @@ def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
         assert check_run(tmp_path, Experiment(threads=0), resume=True) == started
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_is_written_beside_a_round_is_asked_for_also_where_that_fails() -> None:
+    done: list[int] = []
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def a_round_fails() -> None:
+        with _background() as write:
+            write(done.append, 1)
+            write(full)
+            raise RuntimeError("the next round")
+
+    def the_disk_is_full() -> None:
+        with _background() as write:
+            write(full)
+            write(done.append, 2)
+
+    for fails in (a_round_fails, the_disk_is_full):
+        with pytest.raises(OSError, match="No space left"):
+            fails()
+    assert done == [1]
 
 
 def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -> None:

@@ -179,6 +179,13 @@ def test_a_port_that_is_not_rays_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
             check_engine("ray", Experiment(ray_address=address))
 
 
+def test_ray_gives_clients_their_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_engine("ray", Experiment(threads=1, device="cuda", client_gpus=0.5))
+    with pytest.raises(EngineError, match="device = 'cuda:1': Ray gives each client its GPU"):
+        check_engine("ray", Experiment(threads=1, device="cuda:1", client_gpus=0.5))
+
+
 def test_experiment_toml_records_every_value(cifar_root: Path, tmp_path: Path) -> None:
     run(experiment_of(cifar_root, rounds=1), tmp_path / "run")
     recorded = tomllib.loads((tmp_path / "run" / "experiment.toml").read_text())

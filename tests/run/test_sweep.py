@@ -71,6 +71,7 @@ def test_one_name_is_not_given_to_several_runs(tmp_path: Path) -> None:
         ("seeds = [true]", r"seeds = \[True\]: expected a list of whole numbers"),
         ("seeds = [1, 1]", r"seeds = \[1, 1\]: each seed may stand once"),
         ('metric = "loss"', r"metric = 'loss': expected one of test_accuracy, best_test_accuracy"),
+        ("metric = [1]", r"metric = \[1\]: expected one of test_accuracy"),
         ("paper = 1", r"\[base\], \[\[run\]\], seeds and metric only, found paper"),
     ],
 )
@@ -79,7 +80,12 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
         read(tmp_path, f'{line}\n[[run]]\nname = "a"')
 
 
-@pytest.mark.parametrize("paper", ["1", '{ accuracy = "high" }', "{ accurate = 1 }"])
+def test_a_name_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"name = \['a'\]: expected a text"):
+        read(tmp_path, '[[run]]\nname = ["a"]')
+
+
+@pytest.mark.parametrize("paper", ["1", '{ accuracy = "high" }', "{ accuracy = nan }", "{ accurate = 1 }"])
 def test_bad_figures_of_the_paper_are_named(tmp_path: Path, paper: str) -> None:
     with pytest.raises(ExperimentError, match=r"\[\[run\]\] a: paper = .* expected numbers for accuracy, deviation"):
         read(tmp_path, f'[[run]]\nname = "a"\npaper = {paper}')

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,12 +66,21 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         step.set_defaults(storage="float32", compiled=name == "step", command=_bench_step, benchmark=name)
 
 
+def _check_json(path: Path | None) -> None:
+    """Raise unless a file can be written there, before minutes are spent on what is to stand in it."""
+    from zerofl.run.files import ResultsError
+
+    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ResultsError(f"--json {path}: {path.parent} is no folder that can be written; make it, or name another")
+
+
 def _bench_step(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
     import torch
 
     from zerofl.bench.step import bench_step, step_table, what_was_compared
     from zerofl.run.files import write_atomically
 
+    _check_json(options.json)
     threads, layers = options.threads or torch.get_num_threads(), options.benchmark == "layers"
     result = bench_step(
         options.model,
@@ -100,6 +110,7 @@ def _bench_uplink(options: argparse.Namespace, console: "Output", errors: "Outpu
     from zerofl.bench.uplink import bench_uplink, uplink_table
     from zerofl.run.files import write_atomically
 
+    _check_json(options.json)
     result = bench_uplink(options.root, errors.print, options.rounds)
     console.print_table(uplink_table(result))
     aggregation = result["aggregation"]

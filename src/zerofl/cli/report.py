@@ -4,12 +4,14 @@ import argparse
 import importlib.util
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zerofl.cli.importing import importing
 
 if TYPE_CHECKING:
+    from zerofl.report.collect import Collection
     from zerofl.run.console import Output
 
 
@@ -45,9 +47,7 @@ def _report(options: argparse.Namespace, console: "Output", errors: "Output") ->
         collections = []
         for number, path in enumerate(given.values()):
             if zipfile.is_zipfile(path):
-                folder = Path(unpacked, str(number), path.stem)
-                zipfile.ZipFile(path).extractall(folder)
-                collections.append(collect(folder))
+                collections.append(_collect_archive(path, Path(unpacked, str(number))))
             elif path.is_file():  # of a shell's *, beside the folders
                 errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
             else:
@@ -57,3 +57,25 @@ def _report(options: argparse.Namespace, console: "Output", errors: "Output") ->
         for path in write_report(collections, options.out):
             console.print(f"wrote {path}")
     return 0
+
+
+def _collect_archive(path: Path, into: Path) -> "Collection":
+    """`collect` of the folder in an archive: what is at its top, or the one folder there that holds it."""
+    from zerofl.report.collect import collect
+    from zerofl.run.files import EXPERIMENT, ResultsError
+
+    top = into / path.stem
+    top.mkdir(parents=True)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(top)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:  # encrypted, damaged
+        raise ResultsError(f"{path} cannot be unpacked: {error}; unpack it yourself, and give the folder") from error
+    while len(inside := [entry for entry in top.iterdir() if entry.name != "__MACOSX"]) == 1:
+        if not inside[0].is_dir() or (inside[0] / EXPERIMENT).exists():
+            break
+        (top,) = inside
+    try:
+        return collect(top)
+    except ResultsError as error:
+        raise ResultsError(str(error).replace(str(into), str(path))) from error  # the folder will be gone

@@ -41,6 +41,8 @@ def cached(purpose: str, sources: Iterable[Path], make: Callable[[], dict[str, T
         file.parent.mkdir(parents=True, exist_ok=True)
         with folder_beside(file) as own:
             safetensors.torch.save_file(tensors, own / "new")
+            with (own / "new").open("rb+") as written:
+                os.fsync(written.fileno())  # before it has its name: else a power cut may leave zeros under it
             os.replace(own / "new", file)
     except (SafetensorError, OSError) as error:  # a full disk is safetensors' own error
         warnings.warn(f"{file.parent} cannot be written, the next start reads the data anew: {error}", stacklevel=2)

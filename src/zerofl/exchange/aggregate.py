@@ -120,6 +120,7 @@ def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau:
             change = averaged[name] - state[name]
             m = beta_1 * optimizer_state[f"m.{name}"] + (1 - beta_1) * change
             v = beta_2 * optimizer_state[f"v.{name}"] + (1 - beta_2) * change**2
+            v.clamp_(max=torch.finfo(v.dtype).max)  # not infinity, from which no checkpoint resumes
             new_state[name] = state[name] + lr * m / (v.sqrt() + tau)
             moments |= {f"m.{name}": m, f"v.{name}": v}
         return new_state, moments

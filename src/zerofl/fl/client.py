@@ -32,24 +32,27 @@ class Trained(NamedTuple):
 
 
 def train_client(
-    received: State, dataset: Dataset, experiment: Experiment, round: int, client: int
+    received: State, dataset: Dataset, experiment: Experiment, round: int, client: int, *, side_by_side: bool = False
 ) -> tuple[Update, ClientRecord]:
     """Algorithm 1, "ClientUpdate": what `client` sends back in `round` of the model it received, and what it did.
 
     `dataset` is the experiment's, whose partition deals it, and with the received state on `experiment.device`. The
     result is a function of the arguments alone, but for the times and the energy in the record: a client keeps nothing
-    from one round to the next.
+    from one round to the next. With `side_by_side` this process trains others at the same time, beside which the
+    seconds of several threads are not known.
 
     Raises:
         ValueError: the data set has no training part, or is not the experiment's; or as `make_update`.
     """
     e = experiment
-    trained, sparse, record = train_locally(received, dataset, e, round, client)
+    trained, sparse, record = train_locally(received, dataset, e, round, client, side_by_side=side_by_side)
     choice = sparse, e.sparsity, e.mask_ratio, e.sparsity_distribution
     return make_update(e.uplink, received, trained, *choice), record
 
 
-def train_locally(received: State, dataset: Dataset, experiment: Experiment, round: int, client: int) -> Trained:
+def train_locally(
+    received: State, dataset: Dataset, experiment: Experiment, round: int, client: int, *, side_by_side: bool = False
+) -> Trained:
     """Algorithm 1, "TrainLocally": the received model after the client's epochs on its samples.
 
     The model and the samples are on `experiment.device`; the received state is not changed.
@@ -68,7 +71,7 @@ def train_locally(received: State, dataset: Dataset, experiment: Experiment, rou
         )
     samples = dataset.train.take(mine)
     with arithmetic(e.precision, e.device), _training(e, dataset) as train:
-        clock = _cpu_clock(e)
+        clock = _cpu_clock(e, side_by_side)
         counted = energy.read()
         started, cpu_started = time.perf_counter(), clock() if clock else None
         trained = train(received, samples, round=round, client=client)
@@ -131,9 +134,9 @@ def clients_at_once(experiment: Experiment) -> int:
     return max(1, min(most, e.clients_per_round))
 
 
-def _cpu_clock(experiment: Experiment) -> Callable[[], float] | None:
+def _cpu_clock(experiment: Experiment, side_by_side: bool) -> Callable[[], float] | None:
     """A clock of the seconds that all cores spend on this client, and on nothing else; None where none tells."""
-    if clients_at_once(experiment) == 1:
+    if not side_by_side:
         return time.process_time
     # Beside other clients only the time of the own thread is known, which is all where it works alone.
     return time.thread_time if experiment.threads == 1 and experiment.device == "cpu" else None

@@ -19,6 +19,8 @@ from zerofl.fl.train import empty_model
 from zerofl.flower.messages import read_instruction, train_reply, validation_reply
 
 CLIENT_APP_RAISED_EXCEPTION = 2  # Flower's error code for it
+SIDE_BY_SIDE = "side-by-side"
+"""In the configuration of nodes of one process, of which several train at the same time."""
 _log = logging.getLogger(__name__)
 
 Handler = Callable[[Message, Context], Message]
@@ -46,7 +48,9 @@ def _failures_as_replies(handler: Handler) -> Handler:
 def _train(message: Message, context: Context) -> Message:
     payload, experiment, round, client = read_instruction(message)
     experiment, dataset, state = _at_node(experiment, context, payload)
-    update, record = train_client(state, dataset, experiment, round, client)
+    update, record = train_client(
+        state, dataset, experiment, round, client, side_by_side=SIDE_BY_SIDE in context.node_config
+    )
     with _loading:
         received = _received_model(payload, _schema(experiment), experiment.device)
     sent = encode_update(update, _schema(experiment), received, experiment, round, client)

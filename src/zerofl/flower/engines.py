@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from zerofl.errors import ZeroFLError, install_hint
 from zerofl.experiment import Experiment
 from zerofl.fl.client import clients_at_once
-from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION
+from zerofl.flower.client_app import CLIENT_APP_RAISED_EXCEPTION, SIDE_BY_SIDE
 from zerofl.flower.client_app import app as client_app
 from zerofl.flower.server_app import server_app
 from zerofl.run.checkpoint import Checkpoint
@@ -129,6 +129,8 @@ class InProcessGrid(Grid):
         """A node's context, made when it is first asked for."""
         if node_id not in self._contexts:
             config: UserConfig = {"partition-id": node_id - FIRST_CLIENT_NODE_ID, "num-partitions": self._clients}
+            if self._threads:
+                config[SIDE_BY_SIDE] = True
             self._contexts[node_id] = Context(RUN_ID, node_id, config, RecordDict(), self._run_config)
         return self._contexts[node_id]
 
@@ -186,6 +188,8 @@ def check_engine(engine: str, experiment: Experiment) -> None:
         )
     if not e.ray_address and e.client_gpus > (gpus := torch.cuda.device_count()):
         raise EngineError(f"client_gpus = {e.client_gpus:g}: this machine has {gpus} GPUs; lower it, or leave it at 0")
+    if e.device not in ("cpu", "cuda", "cuda:0"):
+        raise EngineError(f"device = {e.device!r}: Ray gives each client its GPU, which is cuda there; set device=cuda")
     if e.device != "cpu" and not e.client_gpus:
         raise EngineError(
             f"device = {e.device!r}: Ray hides the GPUs from clients that ask for none; set client_gpus, for example "

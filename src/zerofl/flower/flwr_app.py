@@ -40,7 +40,8 @@ def main(grid: Grid, context: Context) -> None:
     try:
         (experiment,) = preflight(out, [experiment], resume)
     except ResultsError as error:
-        raise ResultsError(f"{error} (in the run config: resume=true, or another out or name)") from error
+        hint = " (in the run config: resume=true, or another out or name)" if "--out" in str(error) else ""
+        raise ResultsError(f"{error}{hint}") from error
     if run_one(directory, experiment, resume, rounds, console):
         console.print(f"{experiment.name}: finished, in {directory}")
 

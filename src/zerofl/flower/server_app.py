@@ -32,6 +32,11 @@ from zerofl.run.rounds import OnRound, run_rounds
 FIRST_WORD_SECONDS, NEXT_WORD_SECONDS = 5, 30
 """After how long the server says that nodes are missing, and how often again."""
 
+TTL_TIMEOUTS = 2.0
+"""For how many timeouts of a reply an instruction is delivered. Flower's own half a day would have a node that was away
+train round after round that nobody waits for, before the current one; with one timeout a node whose clock is ahead of
+the server's would have less time to reply."""
+
 _log = logging.getLogger("flwr")  # Flower's own, which `flwr run --stream` and `flwr log` show
 
 
@@ -67,14 +72,19 @@ class GridClients:
         self._most_examples, _ = clients_of(experiment)
         self._nodes = wait_for_nodes(grid, experiment)
 
-    def train(self, model: State, payload: bytes, round: int, clients: list[int]) -> Iterator[Answer]:
+    def train(self, model: State, payload: bytes, round: int, clients: list[int]) -> tuple[int, Iterator[Answer]]:
         """The clients' updates, decoded as they are asked for, a few at a time on the cores there are.
 
         A client whose node is gone first gets another, if one came.
         """
         self._nodes = nodes_by_client(self._nodes, self._grid.get_node_ids(), self._experiment.clients)
         received = received_model(model, self._schema)
-        replies = iter(self._exchange(MessageType.TRAIN, payload, round, clients))
+        asked, replies = self._exchange(MessageType.TRAIN, payload, round, clients)
+        return asked, self._decoded(replies, received, round)
+
+    def _decoded(
+        self, replies: Iterable[tuple[int, Message | Failure]], received: Received, round: int
+    ) -> Iterator[Answer]:
         cores = os.cpu_count() or 1
         with ThreadPoolExecutor(cores, "decode") as decoders:
 
@@ -89,13 +99,16 @@ class GridClients:
                 ahead.extend(islice(waiting, 1))
                 yield answer
 
-    def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterator[Validation | Failure]:
+    def validate(self, payload: bytes, round: int, clients: list[int]) -> tuple[int, Iterator[Validation | Failure]]:
         """The accuracies on what the clients hold out."""
-        for client, reply in self._exchange(MessageType.EVALUATE, payload, round, clients):
-            try:
-                yield reply if isinstance(reply, Failure) else read_validation(reply, client, self._most_examples)
-            except ValueError as error:
-                yield Failure(client, f"{type(error).__name__}: {error}")
+        asked, replies = self._exchange(MessageType.EVALUATE, payload, round, clients)
+        return asked, (self._validation(reply, client) for client, reply in replies)
+
+    def _validation(self, reply: Message | Failure, client: int) -> Validation | Failure:
+        try:
+            return reply if isinstance(reply, Failure) else read_validation(reply, client, self._most_examples)
+        except ValueError as error:
+            return Failure(client, f"{type(error).__name__}: {error}")
 
     def _answer(self, reply: Message | Failure, received: Received, round: int, client: int) -> Answer:
         """What a client sent, or why it is none; the bytes of a payload that is none count as refused."""
@@ -115,8 +128,9 @@ class GridClients:
 
     def _exchange(
         self, message_type: str, payload: bytes, round: int, clients: list[int]
-    ) -> list[tuple[int, Message | Failure]]:
-        """Send the model to the clients; returns each one's reply, or why it gave none, in client order."""
+    ) -> tuple[int, list[tuple[int, Message | Failure]]]:
+        """Send the model to the clients whose nodes are there; returns how many these are, and each client's reply, or
+        why it gave none, in client order."""
         nodes, timeout = self._nodes, self._experiment.reply_timeout_seconds
         found: dict[int, Message | Failure] = {
             client: Failure(client, f"no reply within {timeout:g} s" if client in nodes else "its node is gone")
@@ -126,7 +140,7 @@ class GridClients:
         client_of = {nodes[client]: client for client in there}
         contents = instructions(payload, self._experiment, round, there)
         messages = [
-            Message(content, nodes[client], message_type, group_id=str(round))
+            Message(content, nodes[client], message_type, group_id=str(round), ttl=TTL_TIMEOUTS * timeout)
             for client, content in zip(there, contents, strict=True)
         ]
         for reply in self._grid.send_and_receive(messages, timeout=timeout):
@@ -137,7 +151,7 @@ class GridClients:
                 found[client] = Failure(client, str(reply.error.reason or f"error {reply.error.code}"))
             else:
                 found[client] = reply
-        return sorted(found.items())
+        return len(there), sorted(found.items())
 
 
 def wait_for_nodes(grid: Grid, experiment: Experiment) -> dict[int, int]:
@@ -168,6 +182,8 @@ def _more_nodes(there: int, experiment: Experiment) -> str:
     """What to do about nodes that are not there."""
     clients = experiment.clients
     fewer = f"clients={there} clients_per_round={min(there, experiment.clients_per_round)}"
+    if experiment.min_replies > there:
+        fewer += f" min_replies={there}"
     return (
         f"in a simulation, flwr run with --federation-config 'num-supernodes={clients}'; in a deployment, start "
         f"{clients - there} more SuperNodes" + (f"; or set {fewer} in the run config" if there else "")

@@ -155,8 +155,8 @@ def _over_rounds(
     for row in rows:
         if row not in own:
             same = [panel for panel in groups if (panel[0], *panel[2:]) == (panel_of(row)[0], *panel_of(row)[2:])]
-            for panel in same:
-                groups[panel].append(row)
+            for panel in same or [panel_of(row)]:  # one of its own where no sparse row has its data
+                groups.setdefault(panel, []).append(row)
     with rc_context(drawing.STYLE):
         canvas, panels = drawing.panels(len(groups))
         for axes, (panel, members) in zip(panels, groups.items(), strict=True):

@@ -33,8 +33,9 @@ def nonzero_ratios(collection: Collection) -> Figure | None:
                 rounds = [record.round for record in records]
                 look: dict[str, Any] = {"color": colormaps["viridis"](shade), "ls": drawing.DASHES[number % 4], "lw": 1}
                 axes.plot(rounds, values, label=layer, **look)
-            axes.axhline(1 - e.sparsity + e.mask_ratio, color="black", lw=0.8)
-            axes.set(title=f"{row.name}: clients send {1 - e.sparsity + e.mask_ratio:.0%}")
+            sent = min(1.0, 1 - e.sparsity + e.mask_ratio)
+            axes.axhline(sent, color="black", lw=0.8)
+            axes.set(title=f"{row.name}: clients send {sent:.0%}")
             drawing.round_axis(axes)
         panels[0].set_ylabel("Non-zero ratio")
         canvas.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7)

@@ -51,8 +51,8 @@ def setting(experiment: Experiment) -> str:
     """How the data is dealt, in the paper's words."""
     if experiment.clients == 1:
         return "centralised"
-    if experiment.partition == "natural":
-        return "natural"
+    if experiment.partition != "lda":
+        return experiment.partition
     return "IID" if experiment.alpha >= 100 else "NIID"
 
 
@@ -73,9 +73,8 @@ def paper_table(collection: Collection) -> Table | None:
         cells[key] = row
     lines = sorted({line for line, _ in cells}, key=lambda x: (x[0], x[1], -1.0 if x[2] is None else x[2]))
     found = {column for _, column in cells}
-    columns = [
-        (s, deal) for s in STRATEGIES for deal in ("IID", "NIID", "natural", "centralised") if (s, deal) in found
-    ]
+    deals = ("IID", "NIID", "natural", "node", "centralised")
+    columns = [(s, deal) for s in STRATEGIES for deal in deals if (s, deal) in found]
     several = len({dataset for dataset, _, _ in lines}) > 1  # else a column would say the same on every line
     rows: list[list[Cell]] = []
     for line in lines:
@@ -183,8 +182,8 @@ def time_table(collection: Collection) -> Table:
 
 
 def _when_counted(row: ReportRow) -> str:
-    """What stands behind a realised sparsity of a record that has no CPU seconds either: one of an earlier version."""
-    return " (after the last step)" if row.runs[0].rounds[0].train_cpu_seconds is None else ""
+    """What stands behind a realised sparsity of an earlier version, whose records have no refused bytes either."""
+    return " (after the last step)" if row.runs[0].rounds[0].refused_bytes is None else ""
 
 
 def _ratio(dense: dict[str, float | None], mine: dict[str, float | None], measures: dict[str, str]) -> str:
@@ -287,21 +286,27 @@ def persistence_table(collection: Collection) -> Table | None:
     """Of a layer's non-zero positions at a kept round, the part that is non-zero at the next, and by chance."""
     rows: list[list[Cell]] = []
     for row in collection.started:
-        snapshots = row.runs[0].snapshots()
+        snapshots, every = row.runs[0].snapshots(), row.experiment.snapshot_every
         if len(snapshots) < 2 or strategy(row.experiment) != "top_k_weights":
             continue
-        states = list(snapshots.values())
+        kept_rounds, states = list(snapshots), list(snapshots.values())
+        # The last round is kept in any case, and may follow the one before it sooner.
+        pairs = [(a, b) for a, b in pairwise(kept_rounds) if b - a == every]
         for layer in states[0]:
-            masks = [state[layer] != 0 for state in states]
-            kept = [float((a & b).sum() / a.sum()) for a, b in pairwise(masks) if a.any()]
-            whole = float((masks[0] & masks[-1]).sum() / masks[0].sum()) if masks[0].any() else 0.0
-            chance = float(masks[-1].float().mean())
-            rows.append([row.name, layer, f"{mean(kept):.1%}" if kept else "", f"{whole:.1%}", f"{chance:.1%}"])
+            masks = {round: state[layer] != 0 for round, state in snapshots.items()}
+            first, last = masks[kept_rounds[0]], masks[kept_rounds[-1]]
+            kept = [float((masks[a] & masks[b]).sum() / masks[a].sum()) for a, b in pairs if masks[a].any()]
+            whole = float((first & last).sum() / first.sum()) if first.any() else 0.0
+            chance = float(last.float().mean())
+            stay = f"{mean(kept):.1%}" if kept else ""
+            rows.append([row.name, layer, str(every), stay, f"{whole:.1%}", f"{chance:.1%}"])
     if not rows:
         return None
-    every = collection.started[0].experiment.snapshot_every
-    columns = ["Row", "Layer", f"Stay for {every} rounds", "Stay from first to last", "By chance"]
-    note = "Of the non-zero positions at a kept round, how many are non-zero at the next one, and at the last one."
+    columns = ["Row", "Layer", "Kept every", "Stay until the next", "Stay from first to last", "By chance"]
+    note = (
+        "Of the non-zero positions at a kept round, how many are non-zero at the next one, so many rounds later, and "
+        "of those at the first kept round how many are at the last."
+    )
     return Table("Do the non-zero positions stay?", columns, rows, note)
 
 

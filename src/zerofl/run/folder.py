@@ -20,7 +20,7 @@ from zerofl.exchange.update import State
 from zerofl.experiment import WHERE, Experiment, ExperimentError, make_experiment
 from zerofl.fl import energy
 from zerofl.fl.records import ClientRecord, RoundRecord, Summary, savings, total
-from zerofl.run.checkpoint import Checkpoint, load_tensors, save_checkpoint, save_tensors
+from zerofl.run.checkpoint import Checkpoint, load_tensors, save_checkpoint, save_snapshot, save_tensors
 from zerofl.run.files import (
     CHECKPOINT,
     CLIENTS,
@@ -132,10 +132,17 @@ def json_object(text: bytes) -> dict[str, Any]:
     return record
 
 
-def save_round(directory: Path, record: RoundRecord, clients: list[ClientRecord], checkpoint: Checkpoint) -> None:
-    """Record a whole round. The lines go first: without its checkpoint a line is dropped and made again on resuming."""
+def save_round(
+    directory: Path, record: RoundRecord, clients: list[ClientRecord], checkpoint: Checkpoint, kept: State
+) -> None:
+    """Record a whole round, with the weights that are `kept` of it, if any.
+
+    The lines go first: without its checkpoint a line is dropped and made again on resuming, as the kept weights are.
+    """
     append_lines(directory / ROUNDS, [record.to_json()])
     append_lines(directory / CLIENTS, (client.to_json() for client in clients))
+    if kept:
+        save_snapshot(directory, record.round, kept)
     save_checkpoint(directory / CHECKPOINT, checkpoint)
 
 
@@ -183,7 +190,8 @@ def summarize(directory: Path, full_model_bytes: int) -> Summary:
         total([getattr(record, key) for record in rounds]) for key in ("train_cpu_seconds", "train_joules")
     )
     # Of all rounds by the watts that `energy` below names: a run that was resumed may have had others before.
-    train_joules_estimate = energy.joules_estimate(train_cpu_seconds, experiment.watts_per_core)
+    watts = experiment.watts_per_core if experiment.device == "cpu" else 0.0
+    train_joules_estimate = energy.joules_estimate(train_cpu_seconds, watts)
     best = max((r for r in rounds if r.test_accuracy is not None), key=lambda r: r.test_accuracy or 0.0, default=None)
     return Summary(
         name=experiment.name,

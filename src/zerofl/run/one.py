@@ -9,6 +9,7 @@ from zerofl.experiment import Experiment
 from zerofl.fl.records import RoundRecord
 from zerofl.run.checkpoint import Checkpoint
 from zerofl.run.console import Output
+from zerofl.run.files import CHECKPOINT
 from zerofl.run.folder import is_finished, read_rounds
 from zerofl.run.progress import RunProgress, opening
 from zerofl.run.resume import check_run, locked, open_run
@@ -43,6 +44,7 @@ def run_one(
     with locked(directory):
         experiment = check_run(directory, experiment, resume)  # again: another process may have been here
         if is_finished(directory):
+            (directory / CHECKPOINT).unlink(missing_ok=True)  # of a process that was killed after its summary
             console.print(f"{experiment.name}: finished before, in {directory}")
             return False
         checkpoint = open_run(directory, experiment, lambda line: console.print(f"{experiment.name}: {line}"))

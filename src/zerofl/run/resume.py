@@ -21,6 +21,7 @@ from zerofl.run.files import (
     FIX,
     LOCK,
     ROUNDS,
+    SNAPSHOTS,
     SUMMARY,
     ResultsError,
     damaged,
@@ -34,6 +35,8 @@ from zerofl.run.origin import code
 def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experiment:
     """Raise unless `experiment` can run in this folder, before anything is written; returns it, its threads settled.
 
+    A run that failed before its first round may be tried again, also with other settings.
+
     Raises:
         ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment, or its
             settings are gone, or it is finished and its summary is damaged.
@@ -45,12 +48,14 @@ def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experime
                 "folder away, or write elsewhere with --out"
             )
         return dataclasses.replace(experiment, threads=experiment.threads or torch.get_num_threads())
+    stored = read_experiment(directory)
+    experiment = dataclasses.replace(experiment, threads=experiment.threads or stored.threads)
+    if not any((directory / file).exists() for file in (ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, SUMMARY)):
+        return experiment  # settings alone, of a run that failed before its first round: others may be tried
     if not resume:
         raise ResultsError(
             f"{directory} holds a run already: resume it with --resume, write elsewhere with --out, or remove it"
         )
-    stored = read_experiment(directory)
-    experiment = dataclasses.replace(experiment, threads=experiment.threads or stored.threads)
     if differences := differing_keys(stored, experiment):
         raise ResultsError(
             f"{directory} holds a run with other settings, theirs and the new: {'; '.join(differences)}. "

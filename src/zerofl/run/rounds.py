@@ -1,8 +1,9 @@
 """The rounds of Algorithm 1, from the checkpoint to the last one, recorded as they finish."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -31,7 +32,7 @@ from zerofl.fl.server import (
 )
 from zerofl.fl.train import empty_model
 from zerofl.rng import cohort
-from zerofl.run.checkpoint import Checkpoint, save_snapshot
+from zerofl.run.checkpoint import Checkpoint
 from zerofl.run.files import CHECKPOINT, FIX, ResultsError
 from zerofl.run.folder import finish_run, save_round
 from zerofl.run.origin import code
@@ -40,12 +41,15 @@ OnRound = Callable[[RoundRecord], None]
 
 
 class Clients(Protocol):
-    """How the server reaches its clients. Both methods give an answer for each client asked, in the clients' order."""
+    """How the server reaches its clients.
 
-    def train(self, model: State, payload: bytes, round: int, clients: list[int]) -> Iterable[Answer]:
+    Both methods say to how many of them the payload went, and give an answer for each, in their order.
+    """
+
+    def train(self, model: State, payload: bytes, round: int, clients: list[int]) -> tuple[int, Iterable[Answer]]:
         """Have the clients train the model, which they get as `payload`."""
 
-    def validate(self, payload: bytes, round: int, clients: list[int]) -> Iterable[Validation | Failure]:
+    def validate(self, payload: bytes, round: int, clients: list[int]) -> tuple[int, Iterable[Validation | Failure]]:
         """Have them try it on the samples that they hold out."""
 
 
@@ -76,14 +80,13 @@ def run_rounds(
     reach = connect()
 
     payload, sent = _as_sent(state.model, schema, experiment)
-    with ThreadPoolExecutor(1, "record") as writer:  # a round is written while the next one is trained
-        saved: Future[None] = writer.submit(lambda: None)
+    with _background() as write:  # a round is written while the next one is trained
         for round in range(checkpoint.round + 1 if checkpoint else 1, experiment.rounds + 1):
             started = time.perf_counter()
             clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
-            answers = reach.train(sent, payload, round, clients)
+            asked, answers = reach.train(sent, payload, round, clients)
             state, record, client_records = step(state, answers, experiment, dataset, round, sent)
-            downlink_bytes = len(clients) * len(payload)
+            downlink_bytes = asked * len(payload)
             try:
                 payload, sent = _as_sent(state.model, schema, experiment)
             except ValueError as error:
@@ -98,20 +101,43 @@ def run_rounds(
                 shown = payload
                 if evaluated is not state.model:
                     shown = encode_state(evaluated, schema, experiment.downlink_values)
-                record = _validated(record, reach.validate(shown, round, validating))
-                downlink_bytes += len(validating) * len(shown)
+                asked, validations = reach.validate(shown, round, validating)
+                record = _validated(record, validations)
+                downlink_bytes += asked * len(shown)
             record = replace(record, downlink_bytes=downlink_bytes, seconds=time.perf_counter() - started)
-            if record.nonzero_ratio and _is_due(experiment.snapshot_every, round, experiment):
-                save_snapshot(directory, round, {name: state.model[f"{name}.weight"] for name in record.nonzero_ratio})
             made = Checkpoint(round, *state, data_sha256, (*earlier, now))
-            saved.result()
-            saved = writer.submit(save_round, directory, record, client_records, made)
+            due = record.nonzero_ratio if _is_due(experiment.snapshot_every, round, experiment) else ()
+            kept = {name: state.model[f"{name}.weight"] for name in due}
+            write(save_round, directory, record, client_records, made, kept)
             on_round(record)
-        saved.result()
     more = {"data_sha256": data_sha256, "flops_a_sample": training_flops(experiment, dataset)._asdict()}
     if earlier:  # a run that was resumed with other code than it began with
         more["code"] = code() | {"earlier_sources_sha256": list(earlier)}
     finish_run(directory, state.evaluated(), schema.dense_bytes, **more)
+
+
+@contextmanager
+def _background() -> Iterator[Callable[..., None]]:
+    """A `write(function, *arguments)` that has one thread do it, one at a time; the end waits for the last.
+
+    What one raises the next call raises, or the end, also after another error: a disk that is full is said.
+    """
+    pending: list[Future[object]] = []
+
+    def finish() -> None:
+        while pending:
+            pending.pop().result()
+
+    with ThreadPoolExecutor(1, "record") as thread:
+
+        def write(function: Callable[..., object], *arguments: object) -> None:
+            finish()
+            pending.append(thread.submit(function, *arguments))
+
+        try:
+            yield write
+        finally:
+            finish()
 
 
 def _as_sent(model: State, schema: Schema, experiment: Experiment) -> tuple[bytes, State]:

@@ -1,5 +1,6 @@
 """A file of experiments: its rows, each run with several seeds, and the paper's figures beside them."""
 
+import math
 import re
 import tomllib
 from collections.abc import Collection, Mapping
@@ -65,7 +66,7 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None, only: Coll
         raise ExperimentError(
             f"{path}: expected [base], [[run]], seeds and metric only, found {', '.join(document) or 'other types'}"
         )
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise ExperimentError(f"{path}: metric = {metric!r}: expected one of {', '.join(METRICS)}")
     if seeds is not None and not (isinstance(seeds, list) and seeds and all(type(s) is int for s in seeds)):
         raise ExperimentError(f"{path}: seeds = {seeds!r}: expected a list of whole numbers, for example [1, 2, 3]")
@@ -88,11 +89,14 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None, only: Coll
         where = f"{path}, [[run]] {run.get('name', f'number {number}')}"
         if "name" not in run:
             raise ExperimentError(f'{where}: has no name; add name = "..."')
+        if not isinstance(run["name"], str):
+            raise ExperimentError(f"{where}: name = {run['name']!r}: expected a text")
         names = {run["name"], *(f"{run['name']}-seed{seed}" for seed in seeds or [])}
         values = {**base, **run, **(settings if not only or names & set(only) else {})}
         paper = values.pop("paper", {})
         if not isinstance(paper, dict) or not all(
-            key in PAPER_FIGURES and isinstance(value, int | float) for key, value in paper.items()
+            key in PAPER_FIGURES and type(value) in (int, float) and math.isfinite(value)
+            for key, value in paper.items()
         ):
             raise ExperimentError(f"{where}: paper = {paper!r}: expected numbers for {', '.join(PAPER_FIGURES)} only")
         try:
