@@ -90,7 +90,10 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ),
         ({"model": "vgg"}, "model = 'vgg': expected one of leaf_cnn, resnet18"),
         ({"uplink": "topk"}, "uplink = 'topk': expected one of diff_on_top_k_weights, full, top_k_weights, top_k_"),
-        ({"server_optimizer": "sgd"}, "server_optimizer = 'sgd': expected one of fedadam, fedavg, fedavgm"),
+        (
+            {"server_optimizer": "sgd"},
+            "server_optimizer = 'sgd': expected one of fedadam, fedadam_sparse, fedavg",
+        ),
         ({"initialization": "zero"}, "initialization = 'zero': expected one of he, pytorch, sparse_he"),
         ({"name": "../a"}, r"name = '\.\./a': expected letters"),
         ({"name": 256 * "a"}, r"name = 'a{256}': expected letters, .* up to 255"),
@@ -169,7 +172,7 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 
 def test_the_servers_learning_rate_is_its_optimisers_unless_given() -> None:
     rates = [Experiment(server_optimizer=name).server_lr for name in SERVER_OPTIMIZERS]
-    assert rates == [0.01, 1.0, 0.01]
+    assert rates == [0.01, 1.0, 0.01, 0.01]
     assert Experiment(server_optimizer="fedavgm", server_lr=0.5).server_lr == 0.5
 
 

@@ -18,7 +18,7 @@ from zerofl.models import DEFAULT_INITIALIZATION, INITIALIZATIONS
 from zerofl.sparse.distribution import DISTRIBUTIONS
 from zerofl.sparse.layout import STORAGE
 
-SERVER_OPTIMIZERS = ("fedavg", "fedavgm", "fedadam")
+SERVER_OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedadam_sparse")
 DEFAULT_SERVER_LR = {"fedavgm": 1.0}
 """Of others it is 0.01."""
 PRECISIONS = ("float32", "tf32", "bfloat16")

@@ -1,6 +1,7 @@
 """The server's arithmetic, and two rounds of every strategy with every server optimiser, against plain Python lists."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,17 @@ def test_fedavgm_leaves_zero_what_nobody_sent() -> None:
     assert second["w"].tolist() == [0.0, 3.0, 0.0]
 
 
+def test_sparse_fedadam_leaves_zero_what_nobody_sent() -> None:
+    optimizer = fedadam(["w"], lr=0.1, beta_1=0.9, beta_2=0.99, tau=1e-3, keep_zeros=True)
+    state: State = {"w": torch.tensor([2.0, -4.0])}
+    first, moments = optimizer.step(state, {"w": torch.tensor([2.0, 0.0])}, optimizer.init(state))
+    assert first["w"].tolist() == [2.0, 0.0]
+    assert not torch.signbit(first["w"]).any()  # +0, which costs nothing on the wire
+    # What comes back begins anew: with d = tau from v = tau^2, m = 0.1 tau and the step is lr 0.05.
+    second, _ = optimizer.step(first, {"w": torch.tensor([0.0, 1e-3])}, moments)
+    assert second["w"].tolist() == pytest.approx([0.0, 0.05 * 0.1])
+
+
 def test_nonzero_ratio() -> None:
     assert nonzero_ratio(torch.tensor([[0.0, 1.0], [-2.0, 0.0]])) == 0.5
 
@@ -124,7 +136,7 @@ CHANGES = {
 }
 BIAS_CHANGE = {(1, 0): 1.0, (1, 1): 2.0, (2, 0): -1.0, (2, 1): 0.5}
 START = [1.0, 2.125, -3.0, 0.5]
-ADAM = {"lr": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
+ADAM: dict[str, Any] = {"lr": 0.1, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
 
 
 def two_largest(values: list[float]) -> set[int]:
@@ -167,6 +179,9 @@ def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
             moment[0] = 0.9 * moment[0] + 0.1 * (new - old)
             moment[1] = 0.99 * moment[1] + 0.01 * (new - old) ** 2
             stepped.append(old + 0.1 * moment[0] / (math.sqrt(moment[1]) + 1e-3))
+        if server == "fedadam_sparse":
+            for i in (i for i in range(4) if averaged[i] == 0):
+                stepped[i], moments[i] = 0.0, [0.0, 1e-3**2]
         w, b = stepped[:4], stepped[4]
     return w, b
 
@@ -180,6 +195,7 @@ def test_two_rounds_over_the_wire_equal_hand_arithmetic(uplink: str, server: str
         "fedavg": fedavg(),
         "fedavgm": fedavgm(["w", "b"], lr=0.8, beta=0.5),
         "fedadam": fedadam(["w", "b"], **ADAM),
+        "fedadam_sparse": fedadam(["w", "b"], keep_zeros=True, **ADAM),
     }
     optimizer = optimizers[server]
     optimizer_state = optimizer.init(state)

@@ -60,7 +60,7 @@ def test_the_papers_layout_has_a_column_for_each_strategy(sweep: Path) -> None:
     assert table.rows[1][3] == Beside("no round yet", "")
 
 
-@pytest.mark.parametrize("option", ["average_decay = 0.9", 'server_optimizer = "fedavgm"'])
+@pytest.mark.parametrize("option", ["average_decay = 0.9", 'server_optimizer = "fedadam_sparse"'])
 def test_the_papers_layout_leaves_out_what_goes_beyond_it(option: str, tmp_path: Path) -> None:
     text = SWEEP.replace("run = [", f'run = [\n  {{ name = "beyond", mask_ratio = 0.1, {option} }},')
     collection = collect(write_sweep(tmp_path / "sweep", text))

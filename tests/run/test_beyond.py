@@ -17,6 +17,7 @@ from zerofl.run.folder import read_clients, read_rounds, read_summary
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "fedavgm": {"server_optimizer": "fedavgm", "server_beta_1": 0.5, "momentum": 0.5},
+    "fedadam_sparse": {"server_optimizer": "fedadam_sparse", "uplink": "top_k_weights", "mask_ratio": 0.1},
     "average_decay": {"average_decay": 0.5, "server_optimizer": "fedadam"},
     "erdos_renyi_kernel": {"sparsity_distribution": "erdos_renyi_kernel", "mask_ratio": 0.1},
     "powerpropagation": {"powerpropagation": 1.25, "weight_decay": 0.01},

@@ -98,7 +98,9 @@ def fedavgm(parameters: list[str], lr: float, beta: float) -> ServerOptimizer:
     return ServerOptimizer(init, step)
 
 
-def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau: float) -> ServerOptimizer:
+def fedadam(
+    parameters: list[str], lr: float, beta_1: float, beta_2: float, tau: float, *, keep_zeros: bool = False
+) -> ServerOptimizer:
     """FedAdam (Reddi et al., 2021, Algorithm 2), with the average's change d as the pseudo-gradient, for `parameters`:
 
     m = beta_1 m + (1 - beta_1) d;   v = beta_2 v + (1 - beta_2) d^2;   w = w + lr m / (sqrt(v) + tau),
@@ -108,6 +110,9 @@ def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau:
 
     `parameters` names the trained tensors. Every other one, BatchNorm's running statistics and integer counters, takes
     its averaged value: "optimising" a variance can make it negative.
+
+    With `keep_zeros`, which is not Reddi et al.'s, w is zero where the average is, as in `fedavgm`, and there m and v
+    are as in the beginning.
     """
 
     def init(state: State) -> State:
@@ -121,7 +126,11 @@ def fedadam(parameters: list[str], lr: float, beta_1: float, beta_2: float, tau:
             m = beta_1 * optimizer_state[f"m.{name}"] + (1 - beta_1) * change
             v = beta_2 * optimizer_state[f"v.{name}"] + (1 - beta_2) * change**2
             v.clamp_(max=torch.finfo(v.dtype).max)  # not infinity, from which no checkpoint resumes
-            new_state[name] = state[name] + lr * m / (v.sqrt() + tau)
+            w = state[name] + lr * m / (v.sqrt() + tau)
+            if keep_zeros:
+                nobody = averaged[name] == 0
+                w, m, v = w.masked_fill(nobody, 0), m.masked_fill(nobody, 0), v.masked_fill(nobody, tau**2)
+            new_state[name] = w
             moments |= {f"m.{name}": m, f"v.{name}": v}
         return new_state, moments
 

@@ -29,7 +29,8 @@ BEYOND = (
     "downlink_values",
     "storage",
 )
-"""Keys that go beyond the paper: rows that set them are not in its tables and Figure 4, nor are those of FedAvgM."""
+"""Keys that go beyond the paper: rows that set them are not in its tables and Figure 4, nor are those of other server
+optimisers than its two."""
 
 SIZE_COLUMNS = ["MB an update", "MB down for it", "The paper's count, MB", "Savings"]
 
@@ -42,7 +43,7 @@ def strategy(experiment: Experiment) -> str:
 def is_beyond(experiment: Experiment) -> bool:
     """Whether a row goes beyond the paper (`BEYOND`)."""
     plain = Experiment()
-    return experiment.server_optimizer == "fedavgm" or any(
+    return experiment.server_optimizer not in ("fedavg", "fedadam") or any(
         getattr(experiment, key) != getattr(plain, key) for key in BEYOND
     )
 

@@ -16,7 +16,7 @@ from zerofl.sparse.sparsify import sparse_layers
 
 # Generous: a line of rounds.jsonl is about 2 kB with ResNet-18's 16 layers, one of clients.jsonl 200 bytes.
 ROUND_BYTES, CLIENT_BYTES = 4_000, 400
-STATES = {"fedavg": 1, "fedavgm": 2, "fedadam": 3}
+STATES = {"fedavg": 1, "fedavgm": 2, "fedadam": 3, "fedadam_sparse": 3}
 """Models in a checkpoint: the state, FedAvgM's moment, FedAdam's two; with `average_decay` one more."""
 
 
