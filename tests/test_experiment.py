@@ -171,9 +171,10 @@ def test_an_unknown_preset_names_the_known_ones() -> None:
 
 
 def test_the_servers_learning_rate_is_its_optimisers_unless_given() -> None:
-    rates = [Experiment(server_optimizer=name).server_lr for name in SERVER_OPTIMIZERS]
+    rates = [Experiment(server_optimizer=name, uplink="top_k_weights").server_lr for name in SERVER_OPTIMIZERS]
     assert rates == [0.01, 1.0, 0.01, 0.01]
     assert Experiment(server_optimizer="fedavgm", server_lr=0.5).server_lr == 0.5
+    assert Experiment(server_optimizer="fedavgm", server_lr=0.0).server_lr == 1.0  # in a run config, which has no None
 
 
 def test_a_key_that_is_gone_is_read_where_it_did_nothing() -> None:

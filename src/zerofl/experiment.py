@@ -95,9 +95,9 @@ class Experiment:
     Downlink: the model goes to the clients with `downlink_values`, of which all but float32 round it for them; the
     server keeps its own as it is.
 
-    Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAvgM has `server_lr` (1) and
-    `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than `min_replies`
-    usable updates after `reply_timeout_seconds` stops the run. In one process nobody is waited for.
+    Server: `rounds` with `clients_per_round`; `server_optimizer`, where FedAvgM has `server_lr` (1 unless given or
+    0) and `server_beta_1`, FedAdam these (0.01), `server_beta_2` and `server_tau`; a round with fewer than
+    `min_replies` usable updates after `reply_timeout_seconds` stops the run. In one process nobody is waited for.
 
     Absurd updates, against which nothing is done unless asked for: the norm of an update's change is clipped to
     `clip_norm`, and that of each tensor to `clip_median` times the round's median (0: not); of whole models the largest
@@ -194,13 +194,18 @@ class Experiment:
             object.__setattr__(self, "initialization", DEFAULT_INITIALIZATION.get(self.model, ""))
         if self.activation_sparsity is None:
             object.__setattr__(self, "activation_sparsity", self.sparsity)
-        if self.server_lr is None:
+        if not self.server_lr:
             object.__setattr__(self, "server_lr", DEFAULT_SERVER_LR.get(self.server_optimizer, 0.01))
         for field in dataclasses.fields(self):
             rule = field.metadata["rule"]
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
         is_sparse = bool(self.sparsity or self.activation_sparsity)
         self._expect("powerpropagation", is_sparse or self.powerpropagation == 1, "1 where no layer is sparse")
+        uniform = self.sparsity or self.sparsity_distribution == "uniform"
+        self._expect("sparsity_distribution", bool(uniform), "uniform where no weights are sparse")
+        sparse_average = self.server_optimizer != "fedadam_sparse" or self.uplink == "top_k_weights"
+        expected = "fedadam where the uplink is not top_k_weights: no other leaves zeros in the average"
+        self._expect("server_optimizer", sparse_average, expected)
         stores = self.model == "resnet18" and is_sparse
         self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
         if self.precision == "bfloat16":

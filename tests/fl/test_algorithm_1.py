@@ -7,6 +7,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,21 +34,21 @@ for round in range(1, experiment.rounds + 1):
     clients = cohort(experiment.seed, round, experiment.clients, experiment.clients_per_round)
     answers = (train_client(state.model, dataset, experiment, round, client) for client in clients)
     state, record, _ = step(state, answers, experiment, dataset, round)
-    loss, accuracy = test_model(state.model, dataset, experiment)
+    loss, accuracy = test_model(state.evaluated(), dataset, experiment)  # the mean over rounds, with average_decay
     print(f"round {{round}}: {{accuracy:.1%}}, from {{record.examples}} samples of {{record.clients}}")
 """
 PROLOGUE = "import torch\ntorch.set_num_threads(1)\n"
 EPILOGUE = """
 import sys
 import safetensors.torch
-safetensors.torch.save_file(state.model, sys.argv[1])
+safetensors.torch.save_file(state.evaluated(), sys.argv[1])
 sys.exit(any(name.split(".")[0] in ("flwr", "ray") for name in sys.modules))
 """
 
 
-@pytest.mark.parametrize("uplink", UPLINKS)
-def test_a_plain_loop_ends_where_zerofl_run_ends(uplink: str, cifar_root: Path, tmp_path: Path) -> None:
-    experiment = experiment_of(cifar_root, uplink=uplink, clients_per_round=4, validate_every=0)
+@pytest.mark.parametrize("values", [*({"uplink": uplink} for uplink in UPLINKS), {"average_decay": 0.5}])
+def test_a_plain_loop_ends_where_zerofl_run_ends(values: dict[str, Any], cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(cifar_root, **values, clients_per_round=4, validate_every=0)
     run(experiment, tmp_path / "run")
     settings = ", ".join(f"{key}={value!r}" for key, value in vars(experiment).items())
     code = PROLOGUE + LOOP.format(settings=settings) + EPILOGUE

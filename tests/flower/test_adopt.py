@@ -32,6 +32,7 @@ from zerofl.flower import SparseUplink, uplink_mod
 from zerofl.flower.adopt_client import sparse_by_shape
 from zerofl.flower.engines import InProcessGrid
 from zerofl.sparse.sparsify import sparse_layers
+from zerofl.sparse.topk import count_top_k
 
 CLIENTS = 4
 
@@ -123,6 +124,19 @@ def test_the_part_that_is_sent_is_the_one_that_moves() -> None:
     assert moved["7.weight"] == 48
 
 
+def test_by_layer_each_layer_sends_what_it_trains_with() -> None:
+    model = make_model()
+    names = sparsify_(model, 0.9, distribution="erdos_renyi_kernel")
+    layers = dict(sparse_layers(model))
+    kept = {n: count_top_k(layers[n].weight.numel(), layers[n].sparsity) for n in names}
+    assert kept["3"] < count_top_k(288, 0.9) < kept["5"]  # other parts of them than the paper's
+    mod = uplink_mod("top_k_weights", sparsity=0.9, distribution="erdos_renyi_kernel")
+    after = start(
+        SparseUplink(FedAvg(fraction_train=0.25, min_train_nodes=1)), client_app(mod), rounds=1
+    ).arrays.to_torch_state_dict()
+    assert {n: int(after[f"{n}.weight"].count_nonzero()) for n in names} == kept
+
+
 def test_fewer_bytes_come_up() -> None:
     whole, part = SparseUplink(FedAvg()), SparseUplink(FedAvg())
     start(whole, client_app(uplink_mod("full", sparsity=0.9)))
@@ -207,6 +221,7 @@ def test_a_round_without_any_update_says_what_may_be_missing(caplog: pytest.LogC
         ({"sparsity": 1.0}, r"sparsity = 1.0, mask_ratio = 0.0: expected fractions"),
         ({"sparsity": 0.9, "mask_ratio": -0.1}, r"mask_ratio = -0.1: expected fractions"),
         ({"sparsity": 0.9, "values": "float8"}, "values = 'float8'"),
+        ({"sparsity": 0.9, "distribution": "global"}, "distribution = 'global': expected of"),
     ],
 )
 def test_a_bad_argument_is_named(arguments: dict[str, Any], message: str) -> None:

@@ -25,6 +25,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+WITHOUT: dict[str, dict[str, Any]] = {
+    "fedavgm": {"server_optimizer": "fedavg"},
+    "fedadam_sparse": {"server_optimizer": "fedadam"},
+    "average_decay": {"average_decay": 0.0},
+    "erdos_renyi_kernel": {"sparsity_distribution": "uniform"},
+    "powerpropagation": {"powerpropagation": 1.0},
+    "downlink_values": {"downlink_values": "float32"},
+}
+"""The same settings but for the one option."""
+
+
 @pytest.mark.parametrize("option", OPTIONS)
 def test_both_engines_and_a_resumed_run_end_in_the_same_weights(option: str, cifar_root: Path, tmp_path: Path) -> None:
     experiment = experiment_of(cifar_root, **OPTIONS[option])
@@ -35,7 +46,21 @@ def test_both_engines_and_a_resumed_run_end_in_the_same_weights(option: str, cif
     for other in ("ray", "resumed"):
         assert model_bytes(tmp_path / other) == model_bytes(tmp_path / "in-process")
         assert without_times(tmp_path / other) == without_times(tmp_path / "in-process")
-    assert model_bytes(run(experiment_of(cifar_root), tmp_path / "without")) != model_bytes(tmp_path / "resumed")
+    without = experiment_of(cifar_root, **OPTIONS[option] | WITHOUT[option])
+    assert model_bytes(run(without, tmp_path / "without")) != model_bytes(tmp_path / "resumed")
+
+
+def test_sparse_fedadam_sends_less_down(cifar_root: Path, tmp_path: Path) -> None:
+    down, nonzero = {}, {}
+    for server_optimizer in ("fedadam", "fedadam_sparse"):
+        settings = OPTIONS["fedadam_sparse"] | {"server_optimizer": server_optimizer}
+        directory = run(experiment_of(cifar_root, **settings), tmp_path / server_optimizer)
+        last = read_rounds(directory)[-1]
+        down[server_optimizer] = last.downlink_bytes
+        nonzero[server_optimizer] = max(last.nonzero_ratio.values())
+    assert nonzero["fedadam"] > 0.99
+    assert nonzero["fedadam_sparse"] < 0.9
+    assert down["fedadam_sparse"] < 0.8 * down["fedadam"]
 
 
 def test_the_mean_over_rounds_is_evaluated_and_kept_and_clients_do_not_get_it(cifar_root: Path, tmp_path: Path) -> None:

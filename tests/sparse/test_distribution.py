@@ -16,7 +16,7 @@ from zerofl.fl.flops import training_flops
 from zerofl.fl.train import empty_model, initial_model, train
 from zerofl.models import LeafCNN, ResNet18, sparse_he_
 from zerofl.sparse.dispatch import UNAVAILABLE
-from zerofl.sparse.distribution import DISTRIBUTIONS, deal_sparsity_, erdos_renyi_kernel, sparsity_with
+from zerofl.sparse.distribution import DISTRIBUTIONS, erdos_renyi_kernel, sparsity_with
 from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
@@ -88,8 +88,7 @@ def test_both_backends_train_with_the_layers_own_sparsities(distribution: str) -
     images, labels = torch.rand(6, 1, 28, 28), torch.arange(6) % 5
     gradients = []
     for model, backend in ((native, "native"), (reference, "reference")):
-        sparsify_(model, 0.95, backend=backend)  # type: ignore[arg-type]
-        deal_sparsity_(model, distribution, 0.95)
+        sparsify_(model, 0.95, distribution=distribution, backend=backend)  # type: ignore[arg-type]
         torch.nn.functional.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         gradients.append({name: p.grad for name, p in model.named_parameters()})
         counts = DISTRIBUTIONS[distribution]({n: layer.weight for n, layer in sparse_layers(model)}, 0.95, 0.0)
@@ -123,3 +122,8 @@ def test_an_experiments_model_has_it_and_so_has_its_arithmetic(distribution: str
     assert dealt_flops.sparse > uniform_flops.sparse  # more is left of the layers on large images
     train(model, dataset.train.take(torch.arange(8)), dataset, dealt, round=1, client=0)
     assert realised_sparsity(model) == pytest.approx(sparsities)  # also after a step: K is that of what was received
+
+
+def test_an_unknown_distribution_is_named() -> None:
+    with pytest.raises(ValueError, match="distribution = 'global': expected one of uniform, erdos_renyi_kernel"):
+        sparsify_(LeafCNN(), 0.95, distribution="global")

@@ -13,7 +13,6 @@ from zerofl.exchange.update import State
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.models import build_model, initialize_
 from zerofl.rng import rng
-from zerofl.sparse.distribution import deal_sparsity_
 from zerofl.sparse.sgd import SparseSGD
 from zerofl.sparse.sparsify import realised_sparsity, sparse_layers, sparsify_
 
@@ -123,11 +122,10 @@ def sparse_model(experiment: Experiment, classes: int, in_channels: int) -> nn.M
             model,
             experiment.sparsity,
             activation_sparsity=experiment.activation_sparsity,
+            distribution=experiment.sparsity_distribution,
             topk_period=experiment.topk_period,
             storage=experiment.storage,
         )
-        if experiment.sparsity_distribution != "uniform":
-            deal_sparsity_(model, experiment.sparsity_distribution, experiment.sparsity)
     return model
 
 

@@ -21,6 +21,7 @@ from zerofl.flower.messages import PAYLOAD_STYPE, payload_record
 from zerofl.flower.packed_model import is_packed, unpacked
 from zerofl.rng import rng
 from zerofl.sparse.default_layers import default_by_shape
+from zerofl.sparse.distribution import DISTRIBUTIONS
 
 CallNext = Callable[[Message, Context], Message]
 Mod = Callable[[Message, Context, CallNext], Message]
@@ -34,6 +35,7 @@ def uplink_mod(
     *,
     sparsity: float,
     mask_ratio: float = 0.0,
+    distribution: str = "uniform",
     layers: Iterable[str] | None = None,
     values: str = "float32",
     seed: int = 0,
@@ -47,6 +49,7 @@ def uplink_mod(
         uplink: one of `zerofl.exchange.uplink.UPLINKS`.
         sparsity: that of `sparsify_`; the top (1 - sparsity + mask_ratio) of each sparse layer is sent.
         mask_ratio: how much more than the top K is sent.
+        distribution: that of `sparsify_`.
         layers: the names that `sparsify_` returned, or full names of arrays ("0", "lstm.weight_hh_l0"). Default: those
             that `sparsify_` takes by default, by the shapes of the kernels and matrices named `weight` (see
             `zerofl.sparse.default_layers`). With layers of other kinds whose weights look alike (an embedding, a
@@ -59,14 +62,16 @@ def uplink_mod(
     would be. Both names travel. `zerofl.exchange.uplink.tied` says how they are recognised.
 
     Raises:
-        ValueError: an unknown uplink or values, a fraction or seed that is none or out of range, or layers that are no
-            list of names. A message that does not fit makes the client answer with an error: not exactly one
-            ArrayRecord, arrays other than float32 and int64, a layer that is not there or no weight, no array to send a
-            part of, a trained model with other names, tied weights that came with different values, or an uplink that
-            would break a client-side clipping bound.
+        ValueError: an unknown uplink, distribution or values, a fraction or seed that is none or out of range, or
+            layers that are no list of names. A message that does not fit makes the client answer with an error: not
+            exactly one ArrayRecord, arrays other than float32 and int64, a layer that is not there or no weight, no
+            array to send a part of, a trained model with other names, tied weights that came with different values, or
+            an uplink that would break a client-side clipping bound.
     """
     if not is_one_of(uplink, UPLINKS) or not is_one_of(values, VALUES):
         raise ValueError(f"uplink = {uplink!r}, values = {values!r}: expected of {[*UPLINKS]} and {[*VALUES]}")
+    if not is_one_of(distribution, DISTRIBUTIONS):
+        raise ValueError(f"distribution = {distribution!r}: expected of {[*DISTRIBUTIONS]}")
     if not (is_number(sparsity) and 0 <= sparsity < 1 and is_number(mask_ratio) and 0 <= mask_ratio <= 1):
         raise ValueError(
             f"sparsity = {sparsity!r}, mask_ratio = {mask_ratio!r}: expected fractions in [0, 1) and [0, 1]"
@@ -100,7 +105,7 @@ def uplink_mod(
             raise ValueError(f"the reply's model {differing_names(trained, received)}")
         sparse = _sparse_names(uplink, named, received, trained)
         schema = schema_of(received)
-        update = make_update(uplink, received, trained, sparse, sparsity, mask_ratio)
+        update = make_update(uplink, received, trained, sparse, sparsity, mask_ratio, distribution)
         came, generator = received_model(received, schema), rng(seed, _round(message), context.node_id, "int8")
         reply.content[key] = payload_record(encode(update, schema, values=values, received=came, generator=generator))
         return reply

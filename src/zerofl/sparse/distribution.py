@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from zerofl.sparse.sparsify import sparse_layers
 from zerofl.sparse.topk import count_top_k
 
 Counts = dict[str, int]
@@ -46,12 +45,12 @@ DISTRIBUTIONS: dict[str, Callable[[Mapping[str, Tensor], float, float], Counts]]
 """By name, how a model's weights are dealt to its layers: (weights, sparsity, mask ratio) -> K of each layer."""
 
 
-def deal_sparsity_(model: nn.Module, distribution: str, sparsity: float) -> None:
-    """Give each sparse layer of `model` its own sparsity, so that the weights have `sparsity` together."""
-    layers = dict(sparse_layers(model))
-    counts = DISTRIBUTIONS[distribution]({name: layer.weight for name, layer in layers.items()}, sparsity, 0.0)
-    for name, layer in layers.items():
-        layer.sparsity = sparsity_with(counts[name], layer.weight.numel())
+def sparsity_by_layer(weights: Mapping[str, Tensor], distribution: str, sparsity: float) -> dict[str, float]:
+    """The sparsity of each layer, of the names in DISTRIBUTIONS, with which the weights have `sparsity` together."""
+    if distribution == "uniform":
+        return dict.fromkeys(weights, sparsity)
+    counts = DISTRIBUTIONS[distribution](weights, sparsity, 0.0)
+    return {name: sparsity_with(counts[name], weight.numel()) for name, weight in weights.items()}
 
 
 def sparsity_with(k: int, numel: int) -> float:

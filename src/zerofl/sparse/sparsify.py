@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zerofl.sparse import blocks, dispatch, layout
 from zerofl.sparse.default_layers import default_by_shape
+from zerofl.sparse.distribution import DISTRIBUTIONS, sparsity_by_layer
 from zerofl.sparse.layers import Backend, SparseConv2d, SparseLinear, TopKLayer
 from zerofl.sparse.topk import count_top_k, keep_active, top_k_threshold
 
@@ -46,6 +47,7 @@ def sparsify_(
     sparsity: float = 0.95,
     *,
     activation_sparsity: float | None = None,
+    distribution: str = "uniform",
     layers: Iterable[str] | None = None,
     topk_period: int = 1,
     backend: Backend = "auto",
@@ -62,6 +64,8 @@ def sparsify_(
         model: any module with `nn.Conv2d` or `nn.Linear` layers.
         sparsity: fraction of each layer's weights that is zero in a forward pass, in [0, 1).
         activation_sparsity: the same of the layer's input in the weight gradient; `sparsity` unless given.
+        distribution: how the weights are dealt to the layers: "uniform", the same part of each, as in the paper; or
+            "erdos_renyi_kernel", more of small layers, the same in all (docs/method.md, "Sparsity by layer").
         layers: qualified names of the layers to swap. Default: `model.sparse_layers` where the model names them (those
             of `zerofl.models` name the paper's), else every linear but the last and every convolution above 1x1 but the
             first; in a model with depthwise convolutions not these but the 1x1 ones (the rule is that of
@@ -88,11 +92,12 @@ def sparsify_(
         The names of the swapped layers, in the model's order.
 
     Raises:
-        ValueError: a sparsity or period out of range, a name that is not a convolution or linear of the model or has
-            complex weights, no layer to swap, or a storage where there is no batch normalisation.
+        ValueError: a sparsity or period out of range, an unknown distribution, a name that is not a convolution or
+            linear of the model or has complex weights, no layer to swap, or a storage where there is no batch
+            normalisation.
     """
     activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
-    _check_settings(sparsity, activation_sparsity, layers, topk_period, backend, storage)
+    _check_settings(sparsity, activation_sparsity, distribution, layers, topk_period, backend, storage)
     modules = dict(model.named_modules())
     names = list(_default_layers(model) if layers is None else layers)
     for name in names:
@@ -115,11 +120,12 @@ def sparsify_(
         raise ValueError(f"storage = {storage!r}: it is of what nn.BatchNorm2d reads, and the model has none")
 
     names = [name for name in modules if name in set(names)]
+    dealt = sparsity_by_layer({name: modules[name].weight for name in names}, distribution, sparsity)
     for name in names:
         layer = modules[name]
         layer.__class__ = _SPARSE_CLASS[type(layer)]
         assert isinstance(layer, TopKLayer)
-        layer.sparsity, layer.activation_sparsity, layer.topk_period = sparsity, activation_sparsity, topk_period
+        layer.sparsity, layer.activation_sparsity, layer.topk_period = dealt[name], activation_sparsity, topk_period
         layer.backend = backend
         layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
         layer.active_weights = None
@@ -142,6 +148,7 @@ def sparsify_(
 def _check_settings(
     sparsity: float,
     activation_sparsity: float,
+    distribution: str,
     layers: Iterable[str] | None,
     topk_period: int,
     backend: str,
@@ -151,6 +158,8 @@ def _check_settings(
     for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
         if not isinstance(value, (int, float)) or not 0 <= value < 1:  # type: ignore[redundant-expr]
             raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(f"distribution = {distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
     if not isinstance(topk_period, int) or topk_period < 1:  # type: ignore[redundant-expr]
         raise ValueError(f"topk_period = {topk_period}: expected a number of forward passes, 1 or more")
     if backend not in ("auto", "native", "reference"):
