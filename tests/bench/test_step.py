@@ -1,5 +1,6 @@
 import json
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -77,12 +78,18 @@ def test_the_energy_of_a_step_is_measured_or_estimated_and_says_which(
         assert ("energy: not measured: " in printed) == (reading is not read and not watts)
 
 
-def test_a_wrong_kernel_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("of", ["outputs", "gradients"])
+def test_a_wrong_kernel_is_not_timed(of: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = kernels.conv2d
 
     def wrong(*arguments: Any) -> Any:
         output, *rest = right(*arguments)
-        return output * 1.001, *rest
+        if of == "outputs":
+            return output * 1.001, *rest
+        if output.requires_grad and output.shape[1] == 64:  # not those of the first layer
+            hook: Callable[[torch.Tensor], torch.Tensor] = lambda gradient: gradient * torch.nan  # noqa: E731
+            output.register_hook(hook)  # type: ignore[no-untyped-call]
+        return output, *rest
 
     monkeypatch.setattr(step, "_in_own_process", lambda isa, function, *arguments: function(*arguments))
     monkeypatch.setattr(kernels, "conv2d", wrong)

@@ -166,6 +166,18 @@ def test_a_weight_that_is_computed_cannot_be_baked() -> None:
     assert zerofl.bake_(model) == ["0", "1"]
 
 
+def test_a_layer_that_is_parametrized_cannot_be_made_dense() -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    zerofl.sparsify_(model, 0.5, layers=["0", "1"])
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.raises(ValueError, match="^0 was given another class after sparsify_.*remove_parametrizations"):
+        zerofl.densify_(model)
+    assert len(list(sparse_layers(model))) == 2
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert zerofl.densify_(model) == ["0", "1"]
+    assert type(model[0]) is nn.Linear
+
+
 @needs_kernels
 def test_a_dense_neighbour_is_plain_again_too() -> None:
     model = stack()

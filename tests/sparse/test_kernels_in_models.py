@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zerofl
-from zerofl.sparse import dispatch, layout
+from zerofl.models import ResNet18
+from zerofl.sparse import blocks, dispatch, layout
 from zerofl.sparse.layers import SparseConv2d
 
 pytestmark = pytest.mark.skipif(dispatch.UNAVAILABLE is not None, reason="no native kernels")
@@ -92,6 +93,29 @@ def test_a_norm_may_have_parameters_with_gaps() -> None:
     norm.__class__ = layout.BatchNorm2d
     torch.testing.assert_close(norm(x), expected)
     torch.testing.assert_close(norm.eval()(x).shape, expected.shape)
+
+
+def test_a_norm_may_have_statistics_with_gaps() -> None:
+    plain, ours = (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)) for _ in range(2))
+    ours.load_state_dict(plain.state_dict())
+    for model in (plain, ours):
+        model[1].running_mean, model[1].running_var = torch.zeros(16)[::2], torch.ones(16)[::2]
+    zerofl.sparsify_(ours, 0.0, layers=["0"], backend="native")
+    x = torch.randn(4, 3, 6, 6)
+    for is_training in (True, False):
+        torch.testing.assert_close(ours.train(is_training)(x), plain.train(is_training)(x))
+    torch.testing.assert_close(blocks.conv_norm_relu(ours[0], ours[1], x), plain(x).relu())
+    torch.testing.assert_close(ours[1].running_mean, plain[1].running_mean)
+
+
+def test_a_hook_of_a_shortcut_sees_the_whole_input() -> None:
+    model = ResNet18(width=4)
+    zerofl.sparsify_(model, 0.5)
+    seen = []
+    hook = lambda module, inputs: seen.append(inputs[0].shape)  # noqa: E731
+    model.get_submodule("layer2.0.shortcut.0").register_forward_pre_hook(hook)
+    model(torch.randn(2, 3, 16, 16))
+    assert seen == [(2, 4, 16, 16)]
 
 
 def test_a_pool_larger_than_its_input_is_refused_as_ever() -> None:

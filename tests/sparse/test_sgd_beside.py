@@ -113,6 +113,22 @@ def test_another_optimiser_of_the_same_model_is_told_who_takes_the_steps(other: 
     assert not torch.equal(model[5].weight, weight)
 
 
+def test_hooks_of_steps_are_called_once_whatever_was_made_before() -> None:
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)  # which wraps torch.optim.SGD.step for hooks
+    last = nn.Linear(20, 3)
+    model = nn.Sequential(nn.Linear(20, 20), last)
+    sparsify_(model, 0.5, layers=["0"])
+    optimizer = SparseSGD(model, lr=0.1)
+    calls: list[str] = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    before = last.weight.detach().clone()
+    model(torch.randn(4, 20)).sum().backward()
+    optimizer.step()
+    assert calls == ["before", "after"]
+    assert not torch.equal(last.weight, before)
+
+
 def test_of_two_sparse_ones_the_last_takes_the_steps() -> None:
     model, x, y = small()
     first, last = SparseSGD(model, lr=0.1), SparseSGD(model, lr=0.2)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zerofl.exchange.update import sparsified
 from zerofl.sparse.topk import (
     active,
     count_top_k,
@@ -14,6 +15,20 @@ from zerofl.sparse.topk import (
     top_k_threshold,
     top_k_threshold_by_sorting,
 )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_threshold_is_exact_whatever_the_defaults_are(dtype: torch.dtype) -> None:
+    x = torch.full((8, 5), 0.1, dtype=dtype)  # which bfloat16 rounds up
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            threshold = top_k_threshold(x, 20)
+            sent = sparsified(x) if dtype == torch.float32 else None
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (threshold.dtype, threshold.device.type, threshold.item()) == (dtype, "cpu", x[0, 0].item())
+    assert sent is None or sent.values.numel() == 40
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ T = TypeVar("T")
 
 def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
     """The function's result. An interrupt (Ctrl-C) is for this process alone, and ends the other one."""
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             # A terminal sends Ctrl-C to both. The other process inherits what is blocked when it starts: it would
@@ -22,6 +23,7 @@ def in_own_process(function: Callable[..., T], *arguments: Any) -> T:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             return future.result()
         except KeyboardInterrupt:
-            for child in multiprocessing.active_children():  # which the pool would wait for
-                child.kill()
+            for child in multiprocessing.active_children():
+                if child not in others:  # the pool's, which it would wait for
+                    child.kill()
             raise

@@ -72,7 +72,7 @@ def add_entries(x: Tensor, sparse: Sparse, weight: float) -> None:
 
 def sparsified(x: Tensor, least: float = 0.0) -> Sparse:
     """The entries of float32 `x` on the CPU that are not +0, to the bit (-0 is kept), and not below a magnitude."""
-    return entries(x, x, torch.tensor(least))
+    return entries(x, x, torch.tensor(least, dtype=x.dtype, device=x.device))
 
 
 def entries(x: Tensor, by: Tensor, threshold: Tensor) -> Sparse:

@@ -24,7 +24,10 @@ def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Te
     if not isinstance(convolution, SparseConv2d) or not (
         convolution.stride == (1, 1)
         if first is None
-        else isinstance(first, layout.Conv2d) and first.is_pointwise and first.stride == convolution.stride
+        else isinstance(first, layout.Conv2d)
+        and first.is_pointwise
+        and first.stride == convolution.stride
+        and _is_plainly_called(first)  # a hook would see the samples
     ):
         return conv_norm_relu(convolution, norm, x), shortcut(x)
     if _is_one(convolution, norm, x, None):
@@ -94,6 +97,7 @@ def _is_one(convolution: Any, norm: Any, x: Tensor, residual: Tensor | None) -> 
         and not isinstance(convolution.padding, str)
         and torch.is_grad_enabled()
         and norm.uses_batch_statistics
+        and norm.has_whole_statistics
         and norm.num_features == convolution.out_channels
         and "reference" not in (norm.backend, getattr(convolution, "backend", None))
         and _is_plainly_called(convolution)

@@ -70,6 +70,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             y = self.forward(input) + residual
             return F.relu(y) if relu else y
         fast = input.dim() == 4 and input.shape[1] == self.num_features and self.backend != "reference"
+        fast = fast and self.has_whole_statistics
         fast = fast and takes(input, residual, self.weight, self.bias, self.running_mean, self.running_var)
         if not fast or (not self.uses_batch_statistics and torch.is_grad_enabled()):
             if self.training and self.storage != "float32" and input.dtype == torch.float32:
@@ -78,6 +79,11 @@ class BatchNorm2d(nn.BatchNorm2d):
             y = y if residual is None else y + residual
             return F.relu(y) if relu else y
         return self._native(input, residual, relu)  # type: ignore[no-any-return]
+
+    @property
+    def has_whole_statistics(self) -> bool:
+        """Whether the running statistics, which the kernels write, lie in memory without gaps."""
+        return all(x is None or x.is_contiguous() for x in (self.running_mean, self.running_var))
 
     @property
     def uses_batch_statistics(self) -> bool:

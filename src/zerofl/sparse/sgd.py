@@ -123,9 +123,14 @@ class SparseSGD(torch.optim.SGD):
         done = [(parameter, parameter.grad) for parameter in (*applied, *powered)]
         for parameter, _ in done:
             parameter.grad = None
-        super().step()
-        for parameter, gradient in done:  # until zero_grad
-            parameter.grad = gradient
+        step = torch.optim.SGD.step
+        if getattr(step, "hooked", False):  # by a torch.optim.SGD made before: hooks of steps would be called twice
+            step = step.__wrapped__  # type: ignore[attr-defined]
+        try:
+            step(self)
+        finally:
+            for parameter, gradient in done:  # until zero_grad
+                parameter.grad = gradient
         return loss
 
     def _powered_step(self, weight: Tensor) -> None:

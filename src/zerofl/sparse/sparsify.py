@@ -180,8 +180,16 @@ def densify_(model: nn.Module) -> list[str]:
 
     Returns:
         The names of the layers that were sparse, in the model's order.
+
+    Raises:
+        ValueError: a layer that was changed since, as `torch.nn.utils.parametrize` does.
     """
     names = [name for name, _ in sparse_layers(model)]
+    if changed := [name for name, layer in sparse_layers(model) if type(layer) not in (SparseConv2d, SparseLinear)]:
+        raise ValueError(
+            f"{', '.join(changed)} was given another class after sparsify_, as by a parametrization: remove that "
+            "first, for example with torch.nn.utils.parametrize.remove_parametrizations"
+        )
     for module in model.modules():
         if type(module) in _SPARSE_CLASS.values():
             for setting in _SETTINGS:

@@ -35,7 +35,8 @@ def top_k_threshold(x: Tensor, k: int) -> Tensor:
     if k == 0:
         return x.new_full((), math.inf)
     if takes(x):
-        return torch.tensor(kernels.top_k_threshold(cuda_select.in_memory_order(x).flatten().contiguous(), k))
+        found = kernels.top_k_threshold(cuda_select.in_memory_order(x).flatten().contiguous(), k)
+        return torch.tensor(found, dtype=x.dtype, device=x.device)  # whatever the defaults are
     if x.device.type != "cpu":
         return cuda_select.kth_magnitude(x, k)[0] if cuda_select.takes(x) else kth_by_torch_topk(x, k)
     magnitudes = x.detach().abs().flatten()
@@ -44,7 +45,7 @@ def top_k_threshold(x: Tensor, k: int) -> Tensor:
     # half-precision types, which float32 holds exactly.
     exact = (magnitudes if x.dtype in (torch.float32, torch.float64) else magnitudes.float()).numpy()
     exact.partition(kth_smallest)
-    return torch.tensor(exact[kth_smallest], dtype=x.dtype)
+    return torch.tensor(exact[kth_smallest], dtype=x.dtype, device=x.device)
 
 
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:

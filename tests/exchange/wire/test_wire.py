@@ -274,3 +274,10 @@ MALFORMED = [
 def test_a_malformed_payload_is_named(payload: bytes, message: str) -> None:
     with pytest.raises(WireError, match=message):
         decode(payload, SCHEMA)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_tensors_with_gaps_are_sent_as_their_copies(values: str) -> None:
+    gaps = {"v": torch.arange(2000.0)[::2], "w": torch.randn(40, 20)[:, ::2], "e": torch.ones(1).expand(1000)}
+    whole = {name: tensor.contiguous() for name, tensor in gaps.items()}
+    assert encode_state(gaps, schema_of(gaps), values) == encode_state(whole, schema_of(whole), values)

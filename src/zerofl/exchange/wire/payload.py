@@ -127,7 +127,7 @@ def _encode_tensor(
     else:
         mask = bytes([DENSE])
         entries = tensor.values if isinstance(tensor, Sparse) else tensor.detach().flatten()
-    array = entries.numpy().astype(_NUMPY_DTYPE[entries.dtype], copy=False)
+    array = np.ascontiguousarray(entries.numpy(), _NUMPY_DTYPE[entries.dtype])  # a view may have gaps
     if not np.isfinite(array).all():
         raise ValueError(f"tensor {name!r} holds non-finite values (NaN or infinity): training has diverged")
     coded = encode_values(array, kind, generator, received)
