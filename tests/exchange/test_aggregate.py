@@ -180,8 +180,9 @@ def rounds_by_hand(uplink: str, server: str) -> tuple[list[float], float]:
             moment[1] = 0.99 * moment[1] + 0.01 * (new - old) ** 2
             stepped.append(old + 0.1 * moment[0] / (math.sqrt(moment[1]) + 1e-3))
         if server == "fedadam_sparse":
-            for i in (i for i in range(4) if averaged[i] == 0):
-                stepped[i], moments[i] = 0.0, [0.0, 1e-3**2]
+            for i, new in enumerate(averaged):
+                if new == 0:
+                    stepped[i], moments[i] = 0.0, [0.0, 1e-3**2]
         w, b = stepped[:4], stepped[4]
     return w, b
 

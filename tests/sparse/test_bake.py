@@ -178,6 +178,16 @@ def test_a_layer_that_is_parametrized_cannot_be_made_dense() -> None:
     assert type(model[0]) is nn.Linear
 
 
+def test_a_layer_whose_bias_is_parametrized_is_not_baked_by_half() -> None:
+    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+    zerofl.sparsify_(model, 0.5, layers=["0", "1"])
+    nn.utils.parametrize.register_parametrization(model[1], "bias", nn.Identity())
+    weights = [layer.weight for _, layer in sparse_layers(model)]
+    with pytest.raises(ValueError, match="^1 was given another class after sparsify_"):
+        zerofl.bake_(model)
+    assert all(a is b for a, b in zip(weights, (layer.weight for _, layer in sparse_layers(model)), strict=True))
+
+
 @needs_kernels
 def test_a_dense_neighbour_is_plain_again_too() -> None:
     model = stack()

@@ -69,7 +69,7 @@ def _collect_archive(path: Path, into: Path) -> "Collection":
     try:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(top)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:  # encrypted, damaged
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
         raise ResultsError(f"{path} cannot be unpacked: {error}; unpack it yourself, and give the folder") from error
     while len(inside := [entry for entry in top.iterdir() if entry.name != "__MACOSX"]) == 1:
         if not inside[0].is_dir() or (inside[0] / EXPERIMENT).exists():

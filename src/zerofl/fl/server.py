@@ -135,9 +135,8 @@ def optimizer_of(experiment: Experiment, model: nn.Module) -> ServerOptimizer:
     elif e.server_optimizer == "fedavgm":
         optimizer = fedavgm(parameters, e.server_lr, e.server_beta_1)
     elif e.server_optimizer in ("fedadam", "fedadam_sparse"):
-        keep_zeros = e.server_optimizer == "fedadam_sparse"
-        moments = e.server_beta_1, e.server_beta_2, e.server_tau
-        optimizer = fedadam(parameters, e.server_lr, *moments, keep_zeros=keep_zeros)
+        zeros = e.server_optimizer == "fedadam_sparse"
+        optimizer = fedadam(parameters, e.server_lr, e.server_beta_1, e.server_beta_2, e.server_tau, keep_zeros=zeros)
     else:
         raise ValueError(f"server_optimizer = {e.server_optimizer!r}: nothing here makes it")
     return with_round_mean(optimizer, e.average_decay) if e.average_decay else optimizer

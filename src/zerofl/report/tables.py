@@ -290,12 +290,11 @@ def persistence_table(collection: Collection) -> Table | None:
         snapshots, every = row.runs[0].snapshots(), row.experiment.snapshot_every
         if len(snapshots) < 2 or strategy(row.experiment) != "top_k_weights":
             continue
-        kept_rounds, states = list(snapshots), list(snapshots.values())
         # The last round is kept in any case, and may follow the one before it sooner.
-        pairs = [(a, b) for a, b in pairwise(kept_rounds) if b - a == every]
-        for layer in states[0]:
+        pairs = [(a, b) for a, b in pairwise(snapshots) if b - a == every]
+        for layer in snapshots[min(snapshots)]:
             masks = {round: state[layer] != 0 for round, state in snapshots.items()}
-            first, last = masks[kept_rounds[0]], masks[kept_rounds[-1]]
+            first, last = masks[min(masks)], masks[max(masks)]
             kept = [float((masks[a] & masks[b]).sum() / masks[a].sum()) for a, b in pairs if masks[a].any()]
             whole = float((first & last).sum() / first.sum()) if first.any() else 0.0
             chance = float(last.float().mean())

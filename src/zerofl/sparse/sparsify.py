@@ -184,12 +184,7 @@ def densify_(model: nn.Module) -> list[str]:
     Raises:
         ValueError: a layer that was changed since, as `torch.nn.utils.parametrize` does.
     """
-    names = [name for name, _ in sparse_layers(model)]
-    if changed := [name for name, layer in sparse_layers(model) if type(layer) not in (SparseConv2d, SparseLinear)]:
-        raise ValueError(
-            f"{', '.join(changed)} was given another class after sparsify_, as by a parametrization: remove that "
-            "first, for example with torch.nn.utils.parametrize.remove_parametrizations"
-        )
+    names = _unchanged_layers(model)
     for module in model.modules():
         if type(module) in _SPARSE_CLASS.values():
             for setting in _SETTINGS:
@@ -200,6 +195,17 @@ def densify_(model: nn.Module) -> list[str]:
         if _FUSED in vars(module):
             module.activation_relu_or_gelu = vars(module).pop(_FUSED)
     return names
+
+
+def _unchanged_layers(model: nn.Module) -> list[str]:
+    """The names of the sparse layers; raises what `densify_` says of one that was changed since."""
+    layers = dict(sparse_layers(model))
+    if changed := [name for name, layer in layers.items() if type(layer) not in _SPARSE_CLASS.values()]:
+        raise ValueError(
+            f"{', '.join(changed)} was given another class after sparsify_, as by a parametrization: remove that "
+            "first, for example with torch.nn.utils.parametrize.remove_parametrizations"
+        )
+    return list(layers)
 
 
 def bake_(model: nn.Module) -> list[str]:
@@ -213,7 +219,8 @@ def bake_(model: nn.Module) -> list[str]:
         The names of the layers that were sparse, in the model's order.
 
     Raises:
-        ValueError: a weight that another parameter is the source of, as with weight normalisation or pruning.
+        ValueError: a weight that another parameter is the source of, as with weight normalisation or pruning; or as
+            `densify_`.
     """
     layers = dict(sparse_layers(model))
     weights = {name: layer.weight for name, layer in layers.items()}
@@ -222,6 +229,7 @@ def bake_(model: nn.Module) -> list[str]:
             f"the weights of {', '.join(computed)} are computed from other parameters before each call; make them "
             "parameters first, for example with torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
         )
+    _unchanged_layers(model)  # before any weight is replaced
     baked: dict[tuple[int, float], nn.Parameter] = {}
     for name, layer in layers.items():
         weight, key = weights[name].detach(), (id(weights[name]), layer.sparsity)
