@@ -62,7 +62,11 @@ void parallel(int threads, int64_t items, const std::function<void(int64_t)>& wo
     gomp_parallel(run_job, &job, static_cast<unsigned>(threads), 0);
   } else {
     std::vector<std::thread> helpers;
-    for (int i = 1; i < threads; ++i) helpers.emplace_back(run_job, &job);
+    try {
+      for (int i = 1; i < threads; ++i) helpers.emplace_back(run_job, &job);
+    } catch (const std::exception&) {
+      // The system gives no more threads: those there are, and this one, share the items.
+    }
     job.run();
     for (auto& helper : helpers) helper.join();
   }

@@ -131,6 +131,18 @@ def test_the_period_reuses_the_threshold_and_the_realised_sparsity_drifts() -> N
     assert realised_sparsity(layer) == {"": 0.75}
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("period", [1, 2])
+def test_weights_that_are_zero_are_not_used(backend: Backend, period: int) -> None:
+    layer = nn.Linear(10, 10)
+    sparsify_(layer, 0.9, layers=[""], topk_period=period, backend=backend)
+    with torch.no_grad():
+        layer.weight.zero_()[0, :3] = 1.0
+    for _ in range(2):
+        layer(torch.ones(2, 10))
+        assert realised_sparsity(layer) == {"": 0.97}
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.9, 0.95])
 @pytest.mark.parametrize("period", [1, 3])

@@ -81,9 +81,12 @@ def test_selection_by_torch_topk_of_a_layer() -> None:
         assert kth_by_torch_topk(x, k) == top_k_threshold_by_sorting(x, k)
 
 
-@pytest.mark.parametrize(("values", "k", "expected"), [([3, 1, -2, 2], 2, 3), ([3, 1], 0, 0), ([math.nan, 1, 2], 1, 3)])
+@pytest.mark.parametrize(
+    ("values", "k", "expected"),
+    [([3, 1, -2, 2], 2, 3), ([3, 1], 0, 0), ([3, 0, -1, -0.0], 3, 2), ([math.nan, 1, 2], 1, 3)],
+)
 def test_how_many_are_active(values: list[float], k: int, expected: int) -> None:
-    """With ties more than k, and all of them from a threshold on that is NaN."""
+    """With ties more than k, zeros never, and all of them from a threshold on that is NaN."""
     assert top_k(torch.tensor(values, dtype=torch.float32), k)[1] == expected
 
 

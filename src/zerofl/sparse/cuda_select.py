@@ -66,7 +66,7 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def kth_magnitude(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k-th largest magnitude in `x`, 1 <= k, and how many entries are not below it; scalars on the device."""
+    """The k-th largest magnitude in `x`, 1 <= k, and how many entries `count_active` counts; scalars on the device."""
     x = _packed(x)
     words, kernels = WORDS[x.dtype], _kernels(x.device, WORDS[x.dtype].word)
     state = torch.zeros(STATE_INTS, dtype=torch.int32, device=x.device)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zerofl.sparse import kernels, layout, swat
 from zerofl.sparse.dispatch import is_exporting, native, takes
-from zerofl.sparse.topk import active, count_top_k, top_k, top_k_threshold
+from zerofl.sparse.topk import count_active, count_top_k, top_k, top_k_threshold
 
 Backend = Literal["auto", "native", "reference"]
 
@@ -103,7 +103,7 @@ class TopKLayer:
         """
         counts = input.numel() > 0  # an empty batch is no step, and has no threshold for the next one
         if counts and not self._is_fresh():
-            self.active_weights = active(self.weight, self.weight_threshold).count_nonzero()  # type: ignore[arg-type]
+            self.active_weights = count_active(self.weight, self.weight_threshold)  # type: ignore[arg-type]
             return self.weight_threshold, self.activation_threshold  # type: ignore[return-value]
         weight_threshold, active_weights = top_k(self.weight, count_top_k(self.weight.numel(), self.sparsity))
         activation_threshold = None

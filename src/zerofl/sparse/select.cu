@@ -29,7 +29,7 @@ struct State {
   unsigned found;  // the digits so far
   int left;  // of the K, how many are among the keys that share them
   int done[3];  // blocks that finished
-  int active;  // entries not below the K-th magnitude: K, and more where several equal it
+  int active;  // entries not below the K-th magnitude and not zero: K, and more where several equal it
 };
 
 __device__ inline unsigned key_of(WORD word) { return ((unsigned)word << (32 - 8 * sizeof(WORD))) & 0x7fffffffu; }
@@ -109,8 +109,8 @@ extern "C" __global__ void find_digit(const WORD* x, State* state, WORD* thresho
       state->left = left - above;
       if (pass == 2) {
         *threshold = (WORD)(kth >> (32 - 8 * sizeof(WORD)));
-        // Nothing is below a threshold that is NaN.
-        state->active = kth > infinity ? (int)n : (int)k - (left - above) + own[j];
+        // Nothing is below a threshold that is NaN; where it is zero, the bin has the zeros.
+        state->active = kth > infinity ? (int)n : (int)k - (left - above) + (kth ? own[j] : 0);
       }
     }
     above += own[j];

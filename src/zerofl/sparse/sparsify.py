@@ -250,8 +250,9 @@ def sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseConv2d | Sparse
 def realised_sparsity(model: nn.Module) -> dict[str, float]:
     """The fraction of each sparse layer's weights that its last forward pass in training did not use.
 
-    With `topk_period=1` that is the sparsity asked for, K being rounded up and ties all active. Above, the weights move
-    while a threshold is reused, and it drifts. Layers that have not been trained yet are left out.
+    With `topk_period=1` that is the sparsity asked for, K being rounded up and ties all active; more where fewer than K
+    weights are not zero. Above, the weights move while a threshold is reused, and it drifts. Layers that have not been
+    trained yet are left out.
     """
     return {
         name: 1 - int(layer.active_weights) / layer.weight.numel()

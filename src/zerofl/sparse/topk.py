@@ -49,11 +49,11 @@ def top_k_threshold(x: Tensor, k: int) -> Tensor:
 
 
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`top_k_threshold`, and how many entries are active with it; scalars on the device of `x`."""
+    """`top_k_threshold`, and `count_active` with it; scalars on the device of `x`."""
     if k and cuda_select.takes(x):
         return cuda_select.kth_magnitude(x, k)
     threshold = top_k_threshold(x, k)
-    return threshold, active(x, threshold).count_nonzero()
+    return threshold, count_active(x, threshold)
 
 
 def top_k_threshold_by_sorting(x: Tensor, k: int) -> Tensor:
@@ -77,6 +77,14 @@ def kth_by_torch_topk(x: Tensor, k: int) -> Tensor:
 def active(x: Tensor, threshold: Tensor | float) -> Tensor:
     """Which entries of `x` are active: a bool tensor of its shape."""
     return ~(x.abs() < threshold)
+
+
+def count_active(x: Tensor, threshold: Tensor) -> Tensor:
+    """How many entries of `x` are active and not zero, which are those that a product multiplies by.
+
+    There are fewer than K where fewer are not zero. On a GPU a threshold that is NaN counts the zeros too.
+    """
+    return keep_active(x, threshold).count_nonzero()
 
 
 def keep_active(x: Tensor, threshold: Tensor) -> Tensor:
