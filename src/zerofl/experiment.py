@@ -201,9 +201,6 @@ class Experiment:
             self._expect(field.name, rule.holds(getattr(self, field.name)), rule.expected)
         is_sparse = bool(self.sparsity or self.activation_sparsity)
         self._expect("powerpropagation", is_sparse or self.powerpropagation == 1, "1 where no layer is sparse")
-        sparse_average = self.server_optimizer != "fedadam_sparse" or self.uplink == "top_k_weights"
-        expected = "fedadam where the uplink is not top_k_weights: no other leaves zeros in the average"
-        self._expect("server_optimizer", sparse_average, expected)
         stores = self.model == "resnet18" and is_sparse
         self._expect("storage", stores or self.storage == "float32", "float32 where no sparse model normalises batches")
         if self.precision == "bfloat16":

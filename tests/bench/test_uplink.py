@@ -73,3 +73,5 @@ def test_where_no_file_can_be_written_is_said_before_minutes_of_work(
 ) -> None:
     assert main(["bench", command, "--json", str(tmp_path / "missing" / "x.json")]) == 2
     assert f"{tmp_path / 'missing'} is no folder that can be written" in capsys.readouterr().err
+    assert main(["bench", command, "--json", str(tmp_path)]) == 2
+    assert f"--json {tmp_path}: it is a folder; name a file" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from zerofl.data import DATASETS, PARTITIONS
 from zerofl.run.checkpoint import load_checkpoint, save_checkpoint
 from zerofl.run.files import CHECKPOINT
 from zerofl.run.folder import read_lines, read_summary
-from zerofl.run.resume import locked
+from zerofl.run.resume import locked, open_run
 from zerofl.run.sweep import read_sweep
 from zerofl.sparse import dispatch, kernels
 
@@ -88,12 +88,15 @@ def test_going_on_with_other_code_is_told(file: str, tmp_path: Path, capsys: pyt
 def test_two_processes_do_not_run_into_one_folder(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Not even while the first one is in its first round: nothing is begun, and its sweep.toml stays."""
     out = tmp_path / "out"
+    open_run(out / "full", read_sweep(Path(file)).experiments()["full"])
+    (out / "sweep.toml").write_text("its own")
     with locked(out / "full"):
-        assert main(["run", file, "--out", str(out)]) == 1
-    assert f"full: {out / 'full'} is in use by another process" in capsys.readouterr().err
-    assert not (out / "full" / "rounds.jsonl").exists()
-    assert (out / "sparse" / "summary.json").exists()
+        assert main(["run", file, "--out", str(out)]) == 2
+    assert f"{out / 'full'} is in use by another process" in capsys.readouterr().err
+    assert (out / "sweep.toml").read_text() == "its own"
+    assert not (out / "sparse").exists()
 
 
 def test_a_run_that_is_named_twice_is_run_once(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

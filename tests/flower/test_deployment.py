@@ -208,3 +208,22 @@ def test_every_setting_of_the_app_is_a_key_of_an_experiment(tmp_path: Path) -> N
     of_the_app = {"dataset", "clients", "clients_per_round", "model", "rounds", "batch_size", "uplink"}
     of_the_app |= {"initialization", "reply_timeout_seconds"}
     assert {key for key in keys if getattr(experiment, key) != getattr(defaults, key)} == of_the_app
+
+
+def test_the_error_of_a_folder_says_what_to_set_in_the_run_config(cifar_root: Path, tmp_path: Path) -> None:
+    from flwr.app import Context, RecordDict, UserConfig
+
+    from tests.run.folders import save
+    from zerofl.experiment import make_experiment
+    from zerofl.flower.client_app import app as client_app
+    from zerofl.flower.engines import InProcessGrid
+    from zerofl.flower.flwr_app import app
+    from zerofl.run.files import ResultsError
+    from zerofl.run.resume import open_run
+
+    config: UserConfig = {"name": "run", "root": str(cifar_root), "clients": 5, "clients_per_round": 3, "width": 4}
+    open_run(tmp_path / "run", make_experiment(config))
+    save(tmp_path / "run", 1)
+    context = Context(1, 1, {}, RecordDict(), config | {"out": str(tmp_path)})
+    with pytest.raises(ResultsError, match=r"holds a run already.*\(in the run config: resume=true, or another out"):
+        app(InProcessGrid(client_app, 5), context)

@@ -42,7 +42,18 @@ def test_fewer_nodes_than_replies_are_a_setting_too(cifar_root: Path, tmp_path: 
     assert (tmp_path / "summary.json").exists()
 
 
-def test_an_instruction_is_delivered_for_two_timeouts(cifar_root: Path, tmp_path: Path) -> None:
+def test_as_few_nodes_as_are_trimmed_are_no_setting(cifar_root: Path, tmp_path: Path) -> None:
+    experiment = experiment_of(
+        cifar_root, uplink="full", clients_per_round=5, min_replies=3, trim_clients=1, reply_timeout_seconds=0.1
+    )
+    with pytest.raises(RoundError, match="start 3 more SuperNodes$"):
+        serve(InProcessGrid(client_app, 2), experiment, tmp_path, None, lambda record: None)
+
+
+@pytest.mark.parametrize(("timeout", "expected"), [(50_000.0, 100_000.0), (60.0, 600.0)])
+def test_an_instruction_is_delivered_for_two_timeouts_and_ten_minutes_at_least(
+    timeout: float, expected: float, cifar_root: Path, tmp_path: Path
+) -> None:
     lives: set[float] = set()
 
     class Grid(InProcessGrid):
@@ -51,10 +62,10 @@ def test_an_instruction_is_delivered_for_two_timeouts(cifar_root: Path, tmp_path
             lives.update(message.metadata.ttl for message in messages)
             return super().send_and_receive(messages, timeout=timeout)
 
-    experiment = experiment_of(cifar_root, rounds=1, reply_timeout_seconds=50_000.0)  # more than Flower's half a day
+    experiment = experiment_of(cifar_root, rounds=1, reply_timeout_seconds=timeout)  # Flower's own is half a day
     open_run(tmp_path, experiment)
     serve(Grid(client_app, 5), experiment, tmp_path, None, lambda record: None)
-    assert lives == {100_000.0}
+    assert lives == {expected}
 
 
 class Clock:

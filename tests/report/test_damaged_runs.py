@@ -81,7 +81,19 @@ def test_an_archive_that_is_damaged_or_has_no_run_is_named(
     packed.write_bytes(packed.read_bytes().replace(b"rounds = 4", b"rounds = 5"))
     (tmp_path / "none").mkdir()
     empty = shutil.make_archive(str(tmp_path / "empty"), "zip", tmp_path / "none")
-    for given, words in ((packed, "cannot be unpacked: "), (empty, "holds no run")):
+    given_and_words = [(packed, "cannot be unpacked: "), (empty, "holds no run")]
+    for kind in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        packed = tmp_path / f"damaged{kind}.zip"
+        with zipfile.ZipFile(packed, "w", kind) as archive:
+            archive.write(sweep / "sweep.toml", "sweep.toml")
+        content = bytearray(packed.read_bytes())
+        content[60:80] = bytes(20)
+        packed.write_bytes(content)
+        given_and_words.append((packed, "cannot be unpacked: "))
+    (sweep / "sweep.toml").write_text("no = TOML = file")
+    packed = Path(shutil.make_archive(str(tmp_path / "sweep"), "zip", sweep))
+    given_and_words.append((packed, f"{packed}/sweep/sweep.toml: not valid TOML"))
+    for given, words in given_and_words:
         assert main(["report", str(given), "--out", str(tmp_path / "r.html")]) == 2
         told = capsys.readouterr().err
         assert told.startswith(f"zerofl: {given}")

@@ -1,7 +1,10 @@
 import errno
+import io
 import json
 import math
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,17 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.run.folders import STATE, killed, save
+from tests.run.folders import MOMENTS, STATE, killed, save
 from tests.running import client_record, experiment_of, round_record, run, run_until
 from zerofl.data import dataset_checksum, load_dataset
 from zerofl.experiment import Experiment
 from zerofl.fl.train import initial_model
 from zerofl.flower.client_app import app as client_app
-from zerofl.flower.engines import InProcessGrid
+from zerofl.flower.engines import InProcessGrid, rounds_on, run_in_process
 from zerofl.flower.server_app import serve
 from zerofl.run import folder
 from zerofl.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_snapshot
+from zerofl.run.console import Output
 from zerofl.run.files import CHECKPOINT, EXPERIMENT, ResultsError
+from zerofl.run.folder import save_round
+from zerofl.run.one import run_one
 from zerofl.run.origin import code
 from zerofl.run.resume import check_run, open_run
 from zerofl.run.rounds import _background
@@ -208,6 +214,9 @@ def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
+        # Not by a run that failed before its first round.
+        assert check_run(tmp_path, Experiment(threads=0), resume=True).threads == before + 1
+        save(tmp_path, 1)
         assert check_run(tmp_path, Experiment(threads=0), resume=True) == started
     finally:
         torch.set_num_threads(before)
@@ -234,6 +243,44 @@ def test_what_is_written_beside_a_round_is_asked_for_also_where_that_fails() -> 
         with pytest.raises(OSError, match="No space left"):
             fails()
     assert done == [1]
+
+
+def test_an_interrupt_while_a_write_is_waited_for_does_not_hide_its_error() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def full() -> None:
+        begun.set()
+        may_end.wait()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def interrupted() -> None:
+        with _background() as write:
+            write(full)
+            begun.wait()
+            threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
+            threading.Timer(0.3, may_end.set).start()
+            write(print)
+
+    with pytest.raises((OSError, KeyboardInterrupt), match="No space left") as raised:
+        interrupted()
+    assert isinstance(raised.value.__context__, KeyboardInterrupt)
+
+
+def test_weights_are_kept_before_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it they would not be made again."""
+    monkeypatch.setattr(folder, "save_snapshot", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_round(tmp_path, round_record(1), [], Checkpoint(1, STATE, MOMENTS, "0123"), {"w": torch.ones(1)})
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_the_checkpoint_of_a_finished_run_goes(cifar_root: Path, tmp_path: Path) -> None:
+    """Of one that was killed between its summary and the end."""
+    experiment = experiment_of(cifar_root, rounds=1)
+    run(experiment, tmp_path)
+    (tmp_path / CHECKPOINT).touch()
+    assert not run_one(tmp_path, experiment, True, rounds_on(run_in_process), Output(io.StringIO()))
+    assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_an_unwritable_folder_is_an_error_before_anything_else(tmp_path: Path) -> None:

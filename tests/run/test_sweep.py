@@ -85,7 +85,10 @@ def test_a_name_that_is_no_text_is_an_error(tmp_path: Path) -> None:
         read(tmp_path, '[[run]]\nname = ["a"]')
 
 
-@pytest.mark.parametrize("paper", ["1", '{ accuracy = "high" }', "{ accuracy = nan }", "{ accurate = 1 }"])
+@pytest.mark.parametrize(
+    "paper",
+    ["1", '{ accuracy = "high" }', "{ accuracy = nan }", f"{{ accuracy = 1{400 * '0'} }}", "{ accurate = 1 }"],
+)
 def test_bad_figures_of_the_paper_are_named(tmp_path: Path, paper: str) -> None:
     with pytest.raises(ExperimentError, match=r"\[\[run\]\] a: paper = .* expected numbers for accuracy, deviation"):
         read(tmp_path, f'[[run]]\nname = "a"\npaper = {paper}')

@@ -195,3 +195,15 @@ def test_a_dense_neighbour_is_plain_again_too() -> None:
     assert any(type(module).__module__ == layout.__name__ for module in model)
     zerofl.densify_(model)
     assert not any(type(module).__module__.startswith("zerofl") for module in model)
+
+
+def test_a_dense_neighbour_that_is_parametrized_is_named_too() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    zerofl.sparsify_(model, 0.5, layers=["3"], backend="native")
+    nn.utils.parametrizations.spectral_norm(model[0])
+    for undo in (zerofl.densify_, zerofl.bake_):
+        with pytest.raises(ValueError, match="^0 was given another class after sparsify_"):
+            undo(model)
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert zerofl.densify_(model) == ["3"]
+    assert type(model[0]) is nn.Conv2d

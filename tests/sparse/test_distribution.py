@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from tests.running import experiment_of
 from zerofl.data import load_dataset
@@ -127,3 +128,26 @@ def test_an_experiments_model_has_it_and_so_has_its_arithmetic(distribution: str
 def test_an_unknown_distribution_is_named() -> None:
     with pytest.raises(ValueError, match="distribution = 'global': expected one of uniform, erdos_renyi_kernel"):
         sparsify_(LeafCNN(), 0.95, distribution="global")
+    with pytest.raises(ValueError, match=r"distribution = \['uniform'\]: expected one of uniform"):
+        sparsify_(LeafCNN(), 0.95, distribution=["uniform"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_a_weight_of_two_layers_is_dealt_once_in_training_and_sending(distribution: str) -> None:
+    model = nn.ModuleDict({"a": nn.Linear(60, 60), "b": nn.Linear(60, 60), "c": nn.Linear(60, 30)})
+    model["b"].weight = model["a"].weight
+    sparsify_(model, 0.8, distribution=distribution, layers=["a", "b", "c"])
+    trains = {f"{n}.weight": count_top_k(layer.weight.numel(), layer.sparsity) for n, layer in sparse_layers(model)}
+    state = model.state_dict()
+    update = make_update("top_k_weights", state, state, list(trains), 0.8, 0.0, distribution)
+    sent = {name: t.values.numel() for name, t in update.tensors.items() if isinstance(t, Sparse)}
+    assert trains == sent
+    assert sent["a.weight"] + sent["c.weight"] == pytest.approx(0.2 * 5400, abs=2)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+def test_an_empty_layer_has_nothing_to_deal(distribution: str) -> None:
+    model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 40))
+    sparsify_(model, 0.5, distribution=distribution, layers=["0", "1"])
+    assert [layer.sparsity for _, layer in sparse_layers(model)] == [0.5, 0.5]

@@ -1,5 +1,6 @@
 """The native kernels in models as people write them: in-place operations, other defaults, graphs used twice."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_norm_may_have_statistics_with_gaps() -> None:
         model[1].running_mean, model[1].running_var = torch.zeros(16)[::2], torch.ones(16)[::2]
     zerofl.sparsify_(ours, 0.0, layers=["0"], backend="native")
     x = torch.randn(4, 3, 6, 6)
-    for is_training in (True, False):
+    for is_training in (False, True):
         torch.testing.assert_close(ours.train(is_training)(x), plain.train(is_training)(x))
     torch.testing.assert_close(blocks.conv_norm_relu(ours[0], ours[1], x), plain(x).relu())
     torch.testing.assert_close(ours[1].running_mean, plain[1].running_mean)
@@ -131,3 +132,27 @@ def test_the_reference_is_the_reference_also_after_the_kernels() -> None:
     assert type(model[0]) is layout.Conv2d
     zerofl.sparsify_(model, 0.5, layers=["2"], backend="reference")
     assert [type(m) for m in model] == [nn.Conv2d, nn.BatchNorm2d, SparseConv2d, nn.MaxPool2d]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_hooks_see_what_they_see_of_the_dense_model(is_training: bool) -> None:
+    """The shapes that come and go, and the same values, whatever would be one operation."""
+
+    def watched(model: nn.Module) -> dict[str, tuple[torch.Size, Tensor]]:
+        seen = {}
+        for name, module in model.named_modules():
+            hook = lambda _, inputs, output, name=name: seen.update({name: (inputs[0].shape, output.detach().clone())})  # noqa: E731
+            handle = module.register_forward_hook(hook)
+            model.train(is_training)(x)
+            handle.remove()
+        return seen
+
+    x = torch.randn(2, 3, 16, 16)
+    ours = ResNet18(width=4)
+    plain = copy.deepcopy(ours)
+    zerofl.sparsify_(ours, 0.0)
+    expected, seen = watched(plain), watched(ours)
+    assert expected.keys() == seen.keys()
+    for name, (shape, output) in expected.items():
+        assert (name, seen[name][0]) == (name, shape)
+        torch.testing.assert_close(seen[name][1], output, rtol=1e-3, atol=1e-4, msg=name)

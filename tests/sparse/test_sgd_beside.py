@@ -142,3 +142,15 @@ def test_of_two_sparse_ones_the_last_takes_the_steps() -> None:
     plain = small()[0]
     step(plain, torch.optim.SGD(plain.parameters(), lr=0.2), x, y)
     assert_same(plain, model, atol=max(ATOL, 1e-7))
+
+
+def test_a_step_that_fails_leaves_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, y = small()
+    optimizer = SparseSGD(model, lr=0.1)
+    backward(model(x), y)
+    before = model[5].weight.grad
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step()
+    assert before is not None
+    assert model[5].weight.grad is before

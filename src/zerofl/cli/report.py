@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import lzma
 import tempfile
 import zipfile
 import zlib
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING
 from zerofl.cli.importing import importing
 
 if TYPE_CHECKING:
-    from zerofl.report.collect import Collection
     from zerofl.run.console import Output
 
 
@@ -32,7 +32,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _report(options: argparse.Namespace, console: "Output", errors: "Output") -> int:
-    from zerofl.errors import install_hint
+    from zerofl.errors import ZeroFLError, install_hint
     from zerofl.run.files import ResultsError
 
     if importlib.util.find_spec("matplotlib") is None:
@@ -43,25 +43,32 @@ def _report(options: argparse.Namespace, console: "Output", errors: "Output") ->
 
     check_out(options.out)
     given = {path.resolve(): path for path in options.directories}  # each once
+    archives: dict[Path, Path] = {}
     with tempfile.TemporaryDirectory() as unpacked:
-        collections = []
+        folders = []
         for number, path in enumerate(given.values()):
             if zipfile.is_zipfile(path):
-                collections.append(_collect_archive(path, Path(unpacked, str(number))))
+                archives[Path(unpacked, str(number))] = path
+                folders.append(_unpack(path, Path(unpacked, str(number))))
             elif path.is_file():  # of a shell's *, beside the folders
                 errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
             else:
-                collections.append(collect(path))
-        if not collections:
+                folders.append(path)
+        if not folders:
             raise ResultsError("there is no folder to report on: expected those of runs, for example runs/demo")
-        for path in write_report(collections, options.out):
-            console.print(f"wrote {path}")
+        try:
+            for path in write_report([collect(folder) for folder in folders], options.out):
+                console.print(f"wrote {path}")
+        except ZeroFLError as error:
+            said = str(error)
+            for folder, archive in archives.items():  # the folder will be gone
+                said = said.replace(f"{folder}/", f"{archive}/")
+            raise ResultsError(said) from error
     return 0
 
 
-def _collect_archive(path: Path, into: Path) -> "Collection":
-    """`collect` of the folder in an archive: what is at its top, or the one folder there that holds it."""
-    from zerofl.report.collect import collect
+def _unpack(path: Path, into: Path) -> Path:
+    """Unpack an archive; returns what is at its top, or the one folder there that holds it."""
     from zerofl.run.files import EXPERIMENT, ResultsError
 
     top = into / path.stem
@@ -69,13 +76,11 @@ def _collect_archive(path: Path, into: Path) -> "Collection":
     try:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(top)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
+        # RuntimeError: encrypted; OSError: bzip2's, or a full disk
         raise ResultsError(f"{path} cannot be unpacked: {error}; unpack it yourself, and give the folder") from error
     while len(inside := [entry for entry in top.iterdir() if entry.name != "__MACOSX"]) == 1:
         if not inside[0].is_dir() or (inside[0] / EXPERIMENT).exists():
             break
         (top,) = inside
-    try:
-        return collect(top)
-    except ResultsError as error:
-        raise ResultsError(str(error).replace(str(into), str(path))) from error  # the folder will be gone
+    return top

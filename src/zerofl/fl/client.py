@@ -136,10 +136,9 @@ def clients_at_once(experiment: Experiment) -> int:
 
 def _cpu_clock(experiment: Experiment, side_by_side: bool) -> Callable[[], float] | None:
     """A clock of the seconds that all cores spend on this client, and on nothing else; None where none tells."""
-    if not side_by_side:
-        return time.process_time
-    # Beside other clients only the time of the own thread is known, which is all where it works alone.
-    return time.thread_time if experiment.threads == 1 and experiment.device == "cpu" else None
+    if experiment.threads == 1 and experiment.device == "cpu":
+        return time.thread_time  # without other clients, and without the round before, which is written meanwhile
+    return None if side_by_side else time.process_time
 
 
 def joules_of(

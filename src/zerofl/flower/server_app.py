@@ -32,10 +32,11 @@ from zerofl.run.rounds import OnRound, run_rounds
 FIRST_WORD_SECONDS, NEXT_WORD_SECONDS = 5, 30
 """After how long the server says that nodes are missing, and how often again."""
 
-TTL_TIMEOUTS = 2.0
-"""For how many timeouts of a reply an instruction is delivered. Flower's own half a day would have a node that was away
-train round after round that nobody waits for, before the current one; with one timeout a node whose clock is ahead of
-the server's would have less time to reply."""
+TTL_TIMEOUTS, LEAST_TTL_SECONDS = 2.0, 600.0
+"""For how many timeouts of a reply, and how long at least, an instruction is delivered and its reply taken.
+
+Flower's own half a day would have a node that was away train round after round that nobody waits for, before the
+current one. A node whose clock is ahead of the server's by what is over loses its replies."""
 
 _log = logging.getLogger("flwr")  # Flower's own, which `flwr run --stream` and `flwr log` show
 
@@ -139,8 +140,9 @@ class GridClients:
         there = [client for client in clients if client in nodes]
         client_of = {nodes[client]: client for client in there}
         contents = instructions(payload, self._experiment, round, there)
+        ttl = max(TTL_TIMEOUTS * timeout, LEAST_TTL_SECONDS)
         messages = [
-            Message(content, nodes[client], message_type, group_id=str(round), ttl=TTL_TIMEOUTS * timeout)
+            Message(content, nodes[client], message_type, group_id=str(round), ttl=ttl)
             for client, content in zip(there, contents, strict=True)
         ]
         for reply in self._grid.send_and_receive(messages, timeout=timeout):
@@ -181,12 +183,13 @@ def wait_for_nodes(grid: Grid, experiment: Experiment) -> dict[int, int]:
 def _more_nodes(there: int, experiment: Experiment) -> str:
     """What to do about nodes that are not there."""
     clients = experiment.clients
+    enough = there > 2 * experiment.trim_clients  # of whose replies something is left
     fewer = f"clients={there} clients_per_round={min(there, experiment.clients_per_round)}"
     if experiment.min_replies > there:
         fewer += f" min_replies={there}"
     return (
         f"in a simulation, flwr run with --federation-config 'num-supernodes={clients}'; in a deployment, start "
-        f"{clients - there} more SuperNodes" + (f"; or set {fewer} in the run config" if there else "")
+        f"{clients - there} more SuperNodes" + (f"; or set {fewer} in the run config" if enough else "")
     )
 
 

@@ -10,7 +10,7 @@ from zerofl.data.partition import held_out_count
 from zerofl.experiment import Experiment, ExperimentError
 from zerofl.fl.train import augmentation_of, plain_model
 from zerofl.run.folder import is_finished
-from zerofl.run.resume import check_run
+from zerofl.run.resume import check_free, check_run
 from zerofl.run.room import check_room
 from zerofl.sparse import dispatch
 
@@ -28,14 +28,17 @@ def preflight(
     Raises:
         DatasetError: a data set is not there.
         ExperimentError: as `check_fits`.
-        ResultsError: a folder cannot be written, its disk is too full, or as `check_run`.
+        ResultsError: a folder cannot be written or is in use, its disk is too full, or as `check_run`.
     """
     for experiment in experiments:
         check_fits(experiment, load_dataset(experiment.dataset, experiment.root))
     settled = [check_run(out / experiment.name, experiment, resume) for experiment in experiments]
     for experiment in settled:
         check_engine(experiment)
-    check_room(out, [experiment for experiment in settled if not is_finished(out / experiment.name)])
+    left = [experiment for experiment in settled if not is_finished(out / experiment.name)]
+    check_room(out, left)
+    for experiment in left:
+        check_free(out / experiment.name)
     return settled
 
 

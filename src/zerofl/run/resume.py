@@ -41,17 +41,16 @@ def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experime
         ResultsError: there is a run already and `resume` is not set, or it is a run of another experiment, or its
             settings are gone, or it is finished and its summary is damaged.
     """
-    if not (directory / EXPERIMENT).exists():
-        if left := [file for file in (ROUNDS, CHECKPOINT, SUMMARY) if (directory / file).exists()]:
-            raise ResultsError(
-                f"{directory} has {' and '.join(left)} of a run, but not its {EXPERIMENT}: restore that, move the "
-                "folder away, or write elsewhere with --out"
-            )
+    left = [file for file in (ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, SUMMARY) if (directory / file).exists()]
+    if not left:  # at most the settings, of a run that failed before its first round
         return dataclasses.replace(experiment, threads=experiment.threads or torch.get_num_threads())
+    if not (directory / EXPERIMENT).exists():
+        raise ResultsError(
+            f"{directory} has {' and '.join(left)} of a run, but not its {EXPERIMENT}: restore that, move the "
+            "folder away, or write elsewhere with --out"
+        )
     stored = read_experiment(directory)
     experiment = dataclasses.replace(experiment, threads=experiment.threads or stored.threads)
-    if not any((directory / file).exists() for file in (ROUNDS, CLIENTS, CHECKPOINT, SNAPSHOTS, SUMMARY)):
-        return experiment  # settings alone, of a run that failed before its first round: others may be tried
     if not resume:
         raise ResultsError(
             f"{directory} holds a run already: resume it with --resume, write elsewhere with --out, or remove it"
@@ -142,6 +141,13 @@ def locked(directory: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise ResultsError(f"{directory} is in use by another process; wait for it, or write elsewhere") from error
         yield
+
+
+def check_free(directory: Path) -> None:
+    """Raise ResultsError if another process runs into this folder, which may have come no further than its settings."""
+    if (directory / LOCK).exists():
+        with locked(directory):
+            pass
 
 
 def _check_lines(directory: Path, kept: Mapping[str, Sequence[bytes]], done: int) -> None:

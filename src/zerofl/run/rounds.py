@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -122,17 +122,21 @@ def _background() -> Iterator[Callable[..., None]]:
 
     What one raises the next call raises, or the end, also after another error: a disk that is full is said.
     """
-    pending: list[Future[object]] = []
+    pending: Future[object] | None = None
 
     def finish() -> None:
-        while pending:
-            pending.pop().result()
+        nonlocal pending
+        if pending:
+            wait([pending])  # an interrupt comes here, and leaves its result to the next call
+            done, pending = pending, None
+            done.result()
 
     with ThreadPoolExecutor(1, "record") as thread:
 
         def write(function: Callable[..., object], *arguments: object) -> None:
+            nonlocal pending
             finish()
-            pending.append(thread.submit(function, *arguments))
+            pending = thread.submit(function, *arguments)
 
         try:
             yield write

@@ -1,7 +1,7 @@
 """A file of experiments: its rows, each run with several seeds, and the paper's figures beside them."""
 
-import math
 import re
+import sys
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -95,7 +95,7 @@ def read_sweep(path: Path, settings: Mapping[str, Any] | None = None, only: Coll
         values = {**base, **run, **(settings if not only or names & set(only) else {})}
         paper = values.pop("paper", {})
         if not isinstance(paper, dict) or not all(
-            key in PAPER_FIGURES and type(value) in (int, float) and math.isfinite(value)
+            key in PAPER_FIGURES and type(value) in (int, float) and abs(value) <= sys.float_info.max
             for key, value in paper.items()
         ):
             raise ExperimentError(f"{where}: paper = {paper!r}: expected numbers for {', '.join(PAPER_FIGURES)} only")

@@ -21,13 +21,17 @@ def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Te
     the sparse convolution hands on, and its gradient is added where that of the convolution is computed.
     """
     first = shortcut[0] if len(shortcut) else None
-    if not isinstance(convolution, SparseConv2d) or not (
-        convolution.stride == (1, 1)
-        if first is None
-        else isinstance(first, layout.Conv2d)
-        and first.is_pointwise
-        and first.stride == convolution.stride
-        and _is_plainly_called(first)  # a hook would see the samples
+    if (
+        not isinstance(convolution, SparseConv2d)
+        or not (
+            convolution.stride == (1, 1)
+            if first is None
+            else isinstance(first, layout.Conv2d)
+            and first.is_pointwise
+            and first.stride == convolution.stride
+            and _is_plainly_called(first)  # a hook would see the samples
+        )
+        or not (_is_plainly_called(convolution) and _is_plainly_called(shortcut))
     ):
         return conv_norm_relu(convolution, norm, x), shortcut(x)
     if _is_one(convolution, norm, x, None):
@@ -54,7 +58,7 @@ def conv_norm_relu(convolution: nn.Module, norm: nn.Module, x: Tensor, residual:
 
 def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """relu(norm(x) + residual), in one pass over memory where `norm` can; x and residual [N, C, H, W]."""
-    if isinstance(norm, layout.BatchNorm2d):
+    if isinstance(norm, layout.BatchNorm2d) and _is_plainly_called(norm):
         return norm(x, residual, relu=True)  # type: ignore[no-any-return]
     y = norm(x)
     return F.relu(y if residual is None else y + residual)
@@ -62,7 +66,9 @@ def norm_relu(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Ten
 
 def relu_pool(pool: nn.Module, x: Tensor) -> Tensor:
     """pool(relu(x)), in one pass over memory where `pool` can; x [N, C, H, W]."""
-    return pool(x, relu=True) if isinstance(pool, layout.MaxPool2d) else pool(F.relu(x))  # type: ignore[no-any-return]
+    if isinstance(pool, layout.MaxPool2d) and _is_plainly_called(pool):
+        return pool(x, relu=True)  # type: ignore[no-any-return]
+    return pool(F.relu(x))  # type: ignore[no-any-return]
 
 
 class Sequential(nn.Sequential):

@@ -50,7 +50,7 @@ def sparsity_by_layer(weights: Mapping[str, Tensor], distribution: str, sparsity
     if distribution == "uniform":
         return dict.fromkeys(weights, sparsity)
     counts = DISTRIBUTIONS[distribution](weights, sparsity, 0.0)
-    return {name: sparsity_with(counts[name], weight.numel()) for name, weight in weights.items()}
+    return {name: sparsity_with(counts[name], w.numel()) if w.numel() else sparsity for name, w in weights.items()}
 
 
 def sparsity_with(k: int, numel: int) -> float:

@@ -120,12 +120,16 @@ def sparsify_(
         raise ValueError(f"storage = {storage!r}: it is of what nn.BatchNorm2d reads, and the model has none")
 
     names = [name for name in modules if name in set(names)]
-    dealt = sparsity_by_layer({name: modules[name].weight for name in names}, distribution, sparsity)
+    first_of: dict[int, str] = {}  # by weight: one that several layers share counts once
+    for name in names:
+        first_of.setdefault(id(modules[name].weight), name)
+    dealt = sparsity_by_layer({name: modules[name].weight for name in first_of.values()}, distribution, sparsity)
     for name in names:
         layer = modules[name]
+        dealt_to_layer = dealt[first_of[id(layer.weight)]]
         layer.__class__ = _SPARSE_CLASS[type(layer)]
         assert isinstance(layer, TopKLayer)
-        layer.sparsity, layer.activation_sparsity, layer.topk_period = dealt[name], activation_sparsity, topk_period
+        layer.sparsity, layer.activation_sparsity, layer.topk_period = dealt_to_layer, activation_sparsity, topk_period
         layer.backend = backend
         layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
         layer.active_weights = None
@@ -158,7 +162,7 @@ def _check_settings(
     for argument, value in (("sparsity", sparsity), ("activation_sparsity", activation_sparsity)):
         if not isinstance(value, (int, float)) or not 0 <= value < 1:  # type: ignore[redundant-expr]
             raise ValueError(f"{argument} = {value}: expected a fraction of zeros in [0, 1), for example 0.95")
-    if distribution not in DISTRIBUTIONS:
+    if not isinstance(distribution, str) or distribution not in DISTRIBUTIONS:  # type: ignore[redundant-expr]
         raise ValueError(f"distribution = {distribution!r}: expected one of {', '.join(DISTRIBUTIONS)}")
     if not isinstance(topk_period, int) or topk_period < 1:  # type: ignore[redundant-expr]
         raise ValueError(f"topk_period = {topk_period}: expected a number of forward passes, 1 or more")
@@ -198,14 +202,14 @@ def densify_(model: nn.Module) -> list[str]:
 
 
 def _unchanged_layers(model: nn.Module) -> list[str]:
-    """The names of the sparse layers; raises what `densify_` says of one that was changed since."""
-    layers = dict(sparse_layers(model))
-    if changed := [name for name, layer in layers.items() if type(layer) not in _SPARSE_CLASS.values()]:
+    """The names of the sparse layers; raises what `densify_` says of one, or a neighbour of one, changed since."""
+    ours = tuple(_PLAIN_CLASS)
+    if changed := [n for n, module in model.named_modules() if isinstance(module, ours) and type(module) not in ours]:
         raise ValueError(
             f"{', '.join(changed)} was given another class after sparsify_, as by a parametrization: remove that "
             "first, for example with torch.nn.utils.parametrize.remove_parametrizations"
         )
-    return list(layers)
+    return [name for name, _ in sparse_layers(model)]
 
 
 def bake_(model: nn.Module) -> list[str]:
