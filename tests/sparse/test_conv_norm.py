@@ -156,7 +156,7 @@ def own_forward(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("watch", [hook, pre_hook, backward_hook, own_forward])
-@pytest.mark.parametrize("name", ["layer1.0.conv1", "layer2.0.bn2"])
+@pytest.mark.parametrize("name", ["layer1.0.conv1", "layer1.0.conv2", "layer2.0.bn2"])
 def test_who_watches_a_module_sees_it_called(watch: Callable[[nn.Module], None], name: str, calls: list[bool]) -> None:
     model, plain = small_resnet(), small_resnet()
     for each in (model, plain):
@@ -164,7 +164,11 @@ def test_who_watches_a_module_sees_it_called(watch: Callable[[nn.Module], None],
     watch(model.get_submodule(name))
     expected = step(plain, images())
     calls.clear()
-    assert equal(step(model, images()), expected)
+    actual = step(model, images())
+    if name == "layer1.0.conv1":  # the shortcut's gradient is then added behind the convolution's, and not within
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+    else:
+        assert equal(actual, expected)
     assert calls.count(False) == 1
 
 
