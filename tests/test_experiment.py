@@ -107,6 +107,7 @@ def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
         ({"mask_ratio": 1.5}, r"mask_ratio = 1.5"),
         ({"lr_end": 0.0}, "lr_end = 0.0: expected a positive number"),
         ({"lr_start": float("nan")}, "lr_start = nan: expected a positive number"),
+        ({"alpha": 10**400}, "alpha = 10+: expected float, got int"),
         ({"alpha": float("inf")}, "alpha = inf: expected a number from 1e-06 to 1,000,000"),
         ({"alpha": 1e-7}, "alpha = 1e-07: expected a number from 1e-06 to 1,000,000"),
         ({"alpha": 1e308}, r"alpha = 1e\+308: expected a number from 1e-06 to 1,000,000"),

@@ -281,7 +281,7 @@ def _check_known(key: str) -> None:
 def _typed(key: str, value: Any) -> Any:
     _check_known(key)
     expected = float if _TYPES[key] == float | None else _TYPES[key]
-    if expected is float and type(value) is int:
+    if expected is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not expected:
         words = "true or false" if expected is bool else expected.__name__

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Message
@@ -34,7 +35,9 @@ def test_fewer_nodes_than_replies_are_a_setting_too(cifar_root: Path, tmp_path: 
     """What the error says to set is taken, in the folder that it left."""
     experiment = experiment_of(cifar_root, rounds=1, clients_per_round=5, min_replies=4, reply_timeout_seconds=0.1)
     open_run(tmp_path, experiment)
-    with pytest.raises(RoundError, match=r"or set clients=3 clients_per_round=3 min_replies=3 in the run config"):
+    with pytest.raises(
+        RoundError, match=r"or in a new run set clients=3 clients_per_round=3 min_replies=3 in the run config"
+    ):
         serve(InProcessGrid(client_app, 3), experiment, tmp_path, None, lambda record: None)
     fewer = dataclasses.replace(experiment, clients=3, clients_per_round=3, min_replies=3)
     open_run(tmp_path, check_run(tmp_path, fewer, resume=False))
@@ -42,10 +45,11 @@ def test_fewer_nodes_than_replies_are_a_setting_too(cifar_root: Path, tmp_path: 
     assert (tmp_path / "summary.json").exists()
 
 
-def test_as_few_nodes_as_are_trimmed_are_no_setting(cifar_root: Path, tmp_path: Path) -> None:
-    experiment = experiment_of(
-        cifar_root, uplink="full", clients_per_round=5, min_replies=3, trim_clients=1, reply_timeout_seconds=0.1
-    )
+@pytest.mark.parametrize("values", [{"uplink": "full", "min_replies": 3, "trim_clients": 1}, {"partition": "natural"}])
+def test_fewer_clients_than_can_be_are_no_setting(values: dict[str, Any], cifar_root: Path, tmp_path: Path) -> None:
+    """As many as would be trimmed, or other clients than the data set's own."""
+    experiment = experiment_of(cifar_root, clients_per_round=5, reply_timeout_seconds=0.1)
+    experiment = dataclasses.replace(experiment, **values)
     with pytest.raises(RoundError, match="start 3 more SuperNodes$"):
         serve(InProcessGrid(client_app, 2), experiment, tmp_path, None, lambda record: None)
 
@@ -99,8 +103,8 @@ def test_nodes_that_are_missing_are_told_within_seconds(
         words
         == [
             "waiting for nodes: 2 of 10 are there, a node for each client; in a simulation, flwr run with "
-            "--federation-config 'num-supernodes=10'; in a deployment, start 8 more SuperNodes; or set clients=2 "
-            "clients_per_round=2 in the run config"
+            "--federation-config 'num-supernodes=10'; in a deployment, start 8 more SuperNodes; or in a new run "
+            "set clients=2 clients_per_round=2 in the run config"
         ]
         * 2
     )

@@ -90,6 +90,11 @@ def test_an_archive_that_is_damaged_or_has_no_run_is_named(
         content[60:80] = bytes(20)
         packed.write_bytes(content)
         given_and_words.append((packed, "cannot be unpacked: "))
+    packed = tmp_path / "name.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("\xfc", "")
+    packed.write_bytes(packed.read_bytes().replace("\xfc".encode(), b"\xff\xff"))
+    given_and_words.append((packed, "cannot be unpacked: "))
     (sweep / "sweep.toml").write_text("no = TOML = file")
     packed = Path(shutil.make_archive(str(tmp_path / "sweep"), "zip", sweep))
     given_and_words.append((packed, f"{packed}/sweep/sweep.toml: not valid TOML"))

@@ -3,8 +3,6 @@ import io
 import json
 import math
 import shutil
-import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.run.folders import MOMENTS, STATE, killed, save
+from tests.run.folders import STATE, killed, save
 from tests.running import client_record, experiment_of, round_record, run, run_until
 from zerofl.data import dataset_checksum, load_dataset
 from zerofl.experiment import Experiment
@@ -24,11 +22,9 @@ from zerofl.run import folder
 from zerofl.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, save_snapshot
 from zerofl.run.console import Output
 from zerofl.run.files import CHECKPOINT, EXPERIMENT, ResultsError
-from zerofl.run.folder import save_round
 from zerofl.run.one import run_one
 from zerofl.run.origin import code
-from zerofl.run.resume import check_run, open_run
-from zerofl.run.rounds import _background
+from zerofl.run.resume import check_free, check_run, locked, open_run
 
 
 def line(round: int) -> str:
@@ -222,56 +218,17 @@ def test_the_number_of_threads_is_settled_once(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-def test_what_is_written_beside_a_round_is_asked_for_also_where_that_fails() -> None:
-    done: list[int] = []
+def test_a_lock_that_cannot_be_taken_is_named_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def a_round_fails() -> None:
-        with _background() as write:
-            write(done.append, 1)
-            write(full)
-            raise RuntimeError("the next round")
-
-    def the_disk_is_full() -> None:
-        with _background() as write:
-            write(full)
-            write(done.append, 2)
-
-    for fails in (a_round_fails, the_disk_is_full):
-        with pytest.raises(OSError, match="No space left"):
-            fails()
-    assert done == [1]
-
-
-def test_an_interrupt_while_a_write_is_waited_for_does_not_hide_its_error() -> None:
-    begun, may_end = threading.Event(), threading.Event()
-
-    def full() -> None:
-        begun.set()
-        may_end.wait()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    def interrupted() -> None:
-        with _background() as write:
-            write(full)
-            begun.wait()
-            threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGINT)).start()
-            threading.Timer(0.3, may_end.set).start()
-            write(print)
-
-    with pytest.raises((OSError, KeyboardInterrupt), match="No space left") as raised:
-        interrupted()
-    assert isinstance(raised.value.__context__, KeyboardInterrupt)
-
-
-def test_weights_are_kept_before_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After it they would not be made again."""
-    monkeypatch.setattr(folder, "save_snapshot", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_round(tmp_path, round_record(1), [], Checkpoint(1, STATE, MOMENTS, "0123"), {"w": torch.ones(1)})
-    assert not (tmp_path / CHECKPOINT).exists()
+    check_free(tmp_path)  # nobody was here
+    with locked(tmp_path):
+        pass
+    check_free(tmp_path)
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with pytest.raises(ResultsError, match=rf"^{tmp_path}: .*No locks available.*--out"):
+        check_free(tmp_path)
 
 
 def test_the_checkpoint_of_a_finished_run_goes(cifar_root: Path, tmp_path: Path) -> None:

@@ -151,3 +151,5 @@ def test_an_empty_layer_has_nothing_to_deal(distribution: str) -> None:
     model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 40))
     sparsify_(model, 0.5, distribution=distribution, layers=["0", "1"])
     assert [layer.sparsity for _, layer in sparse_layers(model)] == [0.5, 0.5]
+    model(torch.ones(2, 0))
+    assert realised_sparsity(model) == {"1": 0.5}

@@ -59,7 +59,7 @@ def _report(options: argparse.Namespace, console: "Output", errors: "Output") ->
         try:
             for path in write_report([collect(folder) for folder in folders], options.out):
                 console.print(f"wrote {path}")
-        except ZeroFLError as error:
+        except (ZeroFLError, OSError) as error:
             said = str(error)
             for folder, archive in archives.items():  # the folder will be gone
                 said = said.replace(f"{folder}/", f"{archive}/")
@@ -76,8 +76,8 @@ def _unpack(path: Path, into: Path) -> Path:
     try:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(top)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
-        # RuntimeError: encrypted; OSError: bzip2's, or a full disk
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: encrypted; OSError: bzip2's, or a full disk; ValueError: a name that is no text
         raise ResultsError(f"{path} cannot be unpacked: {error}; unpack it yourself, and give the folder") from error
     while len(inside := [entry for entry in top.iterdir() if entry.name != "__MACOSX"]) == 1:
         if not inside[0].is_dir() or (inside[0] / EXPERIMENT).exists():

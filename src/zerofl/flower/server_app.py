@@ -183,13 +183,15 @@ def wait_for_nodes(grid: Grid, experiment: Experiment) -> dict[int, int]:
 def _more_nodes(there: int, experiment: Experiment) -> str:
     """What to do about nodes that are not there."""
     clients = experiment.clients
-    enough = there > 2 * experiment.trim_clients  # of whose replies something is left
+    # As many as leave something of their replies, and as the partition can be dealt to.
+    may_be_fewer = there > 2 * experiment.trim_clients and experiment.partition != "natural"
     fewer = f"clients={there} clients_per_round={min(there, experiment.clients_per_round)}"
     if experiment.min_replies > there:
         fewer += f" min_replies={there}"
     return (
         f"in a simulation, flwr run with --federation-config 'num-supernodes={clients}'; in a deployment, start "
-        f"{clients - there} more SuperNodes" + (f"; or set {fewer} in the run config" if enough else "")
+        f"{clients - there} more SuperNodes"
+        + (f"; or in a new run set {fewer} in the run config" if may_be_fewer else "")
     )
 
 

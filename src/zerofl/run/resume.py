@@ -30,6 +30,7 @@ from zerofl.run.files import (
 )
 from zerofl.run.folder import is_finished, json_object, read_experiment, read_summary, records_of
 from zerofl.run.origin import code
+from zerofl.run.room import fix_of
 
 
 def check_run(directory: Path, experiment: Experiment, resume: bool) -> Experiment:
@@ -146,8 +147,11 @@ def locked(directory: Path) -> Iterator[None]:
 def check_free(directory: Path) -> None:
     """Raise ResultsError if another process runs into this folder, which may have come no further than its settings."""
     if (directory / LOCK).exists():
-        with locked(directory):
-            pass
+        try:
+            with locked(directory):
+                pass
+        except OSError as error:  # no locks on its disk, or another user's
+            raise ResultsError(f"{directory}: {error}. {fix_of(error)}, or write elsewhere with --out") from error
 
 
 def _check_lines(directory: Path, kept: Mapping[str, Sequence[bytes]], done: int) -> None:

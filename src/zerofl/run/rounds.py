@@ -131,17 +131,17 @@ def _background() -> Iterator[Callable[..., None]]:
             done, pending = pending, None
             done.result()
 
-    with ThreadPoolExecutor(1, "record") as thread:
+    try:
+        with ThreadPoolExecutor(1, "record") as thread:
 
-        def write(function: Callable[..., object], *arguments: object) -> None:
-            nonlocal pending
-            finish()
-            pending = thread.submit(function, *arguments)
+            def write(function: Callable[..., object], *arguments: object) -> None:
+                nonlocal pending
+                finish()
+                pending = thread.submit(function, *arguments)
 
-        try:
             yield write
-        finally:
-            finish()
+    finally:
+        finish()
 
 
 def _as_sent(model: State, schema: Schema, experiment: Experiment) -> tuple[bytes, State]:

@@ -94,10 +94,11 @@ def sparsify_(
     Raises:
         ValueError: a sparsity or period out of range, an unknown distribution, a name that is not a convolution or
             linear of the model or has complex weights, no layer to swap, or a storage where there is no batch
-            normalisation.
+            normalisation; called again, a layer that was changed since, as `densify_`.
     """
     activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
     _check_settings(sparsity, activation_sparsity, distribution, layers, topk_period, backend, storage)
+    _unchanged_layers(model)
     modules = dict(model.named_modules())
     names = list(_default_layers(model) if layers is None else layers)
     for name in names:
@@ -170,7 +171,7 @@ def _check_settings(
         raise ValueError(f"backend = {backend!r}: expected 'auto', 'native' or 'reference'")
     if backend == "native" and dispatch.UNAVAILABLE:
         raise ValueError(f"backend = 'native': the native kernels are not installed ({dispatch.UNAVAILABLE})")
-    if storage not in layout.STORAGE:
+    if not isinstance(storage, str) or storage not in layout.STORAGE:  # type: ignore[redundant-expr]
         raise ValueError(f"storage = {storage!r}: expected one of {', '.join(layout.STORAGE)}")
     if isinstance(layers, str):
         raise ValueError(f"layers = {layers!r}: expected a list of names; did you mean [{layers!r}]?")
@@ -261,7 +262,7 @@ def realised_sparsity(model: nn.Module) -> dict[str, float]:
     return {
         name: 1 - int(layer.active_weights) / layer.weight.numel()
         for name, layer in sparse_layers(model)
-        if layer.active_weights is not None
+        if layer.active_weights is not None and layer.weight.numel()
     }
 
 
