@@ -46,12 +46,11 @@ def test_fewer_nodes_than_replies_are_a_setting_too(cifar_root: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("values", [{"uplink": "full", "min_replies": 3, "trim_clients": 1}, {"partition": "natural"}])
-def test_fewer_clients_than_can_be_are_no_setting(values: dict[str, Any], cifar_root: Path, tmp_path: Path) -> None:
+def test_fewer_clients_than_can_be_are_no_setting(values: dict[str, Any]) -> None:
     """As many as would be trimmed, or other clients than the data set's own."""
-    experiment = experiment_of(cifar_root, clients_per_round=5, reply_timeout_seconds=0.1)
-    experiment = dataclasses.replace(experiment, **values)
+    experiment = Experiment(clients=5, clients_per_round=5, reply_timeout_seconds=0.1, **values)
     with pytest.raises(RoundError, match="start 3 more SuperNodes$"):
-        serve(InProcessGrid(client_app, 2), experiment, tmp_path, None, lambda record: None)
+        wait_for_nodes(InProcessGrid(client_app, 2), experiment)
 
 
 @pytest.mark.parametrize(("timeout", "expected"), [(50_000.0, 100_000.0), (60.0, 600.0)])

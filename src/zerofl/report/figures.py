@@ -159,6 +159,8 @@ def _over_rounds(
                 groups.setdefault(panel, []).append(row)
     with rc_context(drawing.STYLE):
         canvas, panels = drawing.panels(len(groups))
+        for axes in panels[1:] if central else ():
+            axes.sharey(panels[0])  # Figure 1 compares sparsities
         for axes, (panel, members) in zip(panels, groups.items(), strict=True):
             for row, look in zip(members, drawing.looks(len(members[0].runs[0].rounds), len(members)), strict=True):
                 _mean_curve(axes, row.runs, key, factor, row.name, look, by_traffic)
