@@ -89,8 +89,7 @@ def test_two_processes_do_not_run_into_one_folder(
     file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not even while the first one is in its first round: nothing is begun, and its sweep.toml stays."""
-    out = tmp_path / "out"
-    open_run(out / "full", read_sweep(Path(file)).experiments()["full"])
+    open_run((out := tmp_path / "out") / "full", read_sweep(Path(file)).experiments()["full"])
     (out / "sweep.toml").write_text("its own")
     with locked(out / "full"):
         assert main(["run", file, "--out", str(out)]) == 2
