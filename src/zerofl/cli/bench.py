@@ -70,9 +70,11 @@ def _check_json(path: Path | None) -> None:
     """Raise unless a file can be written there, before minutes are spent on what is to stand in it."""
     from zerofl.run.files import ResultsError
 
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         raise ResultsError(f"--json {path}: it is a folder; name a file")
-    if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
         raise ResultsError(f"--json {path}: {path.parent} is no folder that can be written; make it, or name another")
 
 

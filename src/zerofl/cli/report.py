@@ -48,8 +48,9 @@ def _report(options: argparse.Namespace, console: "Output", errors: "Output") ->
         folders = []
         for number, path in enumerate(given.values()):
             if zipfile.is_zipfile(path):
-                archives[Path(unpacked, str(number))] = path
-                folders.append(_unpack(path, Path(unpacked, str(number))))
+                into = Path(unpacked, str(number))
+                archives[into] = path
+                folders.append(_unpack(path, into))
             elif path.is_file():  # of a shell's *, beside the folders
                 errors.print(f"zerofl: {path} is a file, not the folder of a run or of runs: it is left out")
             else:

@@ -20,19 +20,7 @@ def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Te
     Where the shortcut is empty or begins with a 1x1 convolution of the same stride, it needs no more of x than what
     the sparse convolution hands on, and its gradient is added where that of the convolution is computed.
     """
-    first = shortcut[0] if len(shortcut) else None
-    if (
-        not isinstance(convolution, SparseConv2d)
-        or not (
-            convolution.stride == (1, 1)
-            if first is None
-            else isinstance(first, layout.Conv2d)
-            and first.is_pointwise
-            and first.stride == convolution.stride
-            and _is_plainly_called(first)  # a hook would see the samples
-        )
-        or not (_is_plainly_called(convolution) and _is_plainly_called(shortcut))
-    ):
+    if not _hands_on(convolution, shortcut):
         return conv_norm_relu(convolution, norm, x), shortcut(x)
     if _is_one(convolution, norm, x, None):
         out, x = _as_one(convolution, norm, x, None)
@@ -42,6 +30,23 @@ def fork(convolution: nn.Module, norm: nn.Module, shortcut: nn.Sequential, x: Te
     for i, module in enumerate(shortcut):
         x = module(x, sampled=True) if i == 0 else module(x)
     return out, x
+
+
+def _hands_on(convolution: Any, shortcut: nn.Sequential) -> bool:
+    """Whether the shortcut needs no more of the input than the convolution hands on, and nobody watches either."""
+    if not isinstance(convolution, SparseConv2d):
+        return False
+    if not (_is_plainly_called(convolution) and _is_plainly_called(shortcut)):
+        return False
+    if not len(shortcut):
+        return convolution.stride == (1, 1)
+    first = shortcut[0]
+    return (
+        isinstance(first, layout.Conv2d)
+        and first.is_pointwise
+        and first.stride == convolution.stride
+        and _is_plainly_called(first)  # a hook would see the samples
+    )
 
 
 def conv_norm_relu(convolution: nn.Module, norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:

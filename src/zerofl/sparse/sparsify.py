@@ -98,7 +98,7 @@ def sparsify_(
     """
     activation_sparsity = sparsity if activation_sparsity is None else activation_sparsity
     _check_settings(sparsity, activation_sparsity, distribution, layers, topk_period, backend, storage)
-    _unchanged_layers(model)
+    _check_unchanged(model)
     modules = dict(model.named_modules())
     names = list(_default_layers(model) if layers is None else layers)
     for name in names:
@@ -121,16 +121,14 @@ def sparsify_(
         raise ValueError(f"storage = {storage!r}: it is of what nn.BatchNorm2d reads, and the model has none")
 
     names = [name for name in modules if name in set(names)]
-    first_of: dict[int, str] = {}  # by weight: one that several layers share counts once
-    for name in names:
-        first_of.setdefault(id(modules[name].weight), name)
+    first_of = {id(modules[name].weight): name for name in reversed(names)}  # a weight that layers share counts once
     dealt = sparsity_by_layer({name: modules[name].weight for name in first_of.values()}, distribution, sparsity)
     for name in names:
         layer = modules[name]
-        dealt_to_layer = dealt[first_of[id(layer.weight)]]
         layer.__class__ = _SPARSE_CLASS[type(layer)]
         assert isinstance(layer, TopKLayer)
-        layer.sparsity, layer.activation_sparsity, layer.topk_period = dealt_to_layer, activation_sparsity, topk_period
+        layer.sparsity = dealt[first_of[id(layer.weight)]]
+        layer.activation_sparsity, layer.topk_period = activation_sparsity, topk_period
         layer.backend = backend
         layer.training_steps, layer.weight_threshold, layer.activation_threshold = 0, None, None
         layer.active_weights = None
@@ -189,7 +187,8 @@ def densify_(model: nn.Module) -> list[str]:
     Raises:
         ValueError: a layer that was changed since, as `torch.nn.utils.parametrize` does.
     """
-    names = _unchanged_layers(model)
+    _check_unchanged(model)
+    names = [name for name, _ in sparse_layers(model)]
     for module in model.modules():
         if type(module) in _SPARSE_CLASS.values():
             for setting in _SETTINGS:
@@ -202,15 +201,14 @@ def densify_(model: nn.Module) -> list[str]:
     return names
 
 
-def _unchanged_layers(model: nn.Module) -> list[str]:
-    """The names of the sparse layers; raises what `densify_` says of one, or a neighbour of one, changed since."""
+def _check_unchanged(model: nn.Module) -> None:
+    """Raise what `densify_` says of a sparse layer, or a neighbour of one, that was changed since."""
     ours = tuple(_PLAIN_CLASS)
     if changed := [n for n, module in model.named_modules() if isinstance(module, ours) and type(module) not in ours]:
         raise ValueError(
             f"{', '.join(changed)} was given another class after sparsify_, as by a parametrization: remove that "
             "first, for example with torch.nn.utils.parametrize.remove_parametrizations"
         )
-    return [name for name, _ in sparse_layers(model)]
 
 
 def bake_(model: nn.Module) -> list[str]:
@@ -234,7 +232,7 @@ def bake_(model: nn.Module) -> list[str]:
             f"the weights of {', '.join(computed)} are computed from other parameters before each call; make them "
             "parameters first, for example with torch.nn.utils.remove_weight_norm or torch.nn.utils.prune.remove"
         )
-    _unchanged_layers(model)  # before any weight is replaced
+    _check_unchanged(model)  # before any weight is replaced
     baked: dict[tuple[int, float], nn.Parameter] = {}
     for name, layer in layers.items():
         weight, key = weights[name].detach(), (id(weights[name]), layer.sparsity)
